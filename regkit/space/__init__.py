@@ -1,0 +1,8 @@
+"""Where things are: grids, frames, transform models and transforms. World is RAS+ millimetres; a transform maps
+fixed-world points to moving-world points."""
+
+from regkit.space.grid import Frame, Grid
+from regkit.space.models import MODELS, Model, model
+from regkit.space.transform import Composite, Matrix, Transform
+
+__all__ = ["MODELS", "Composite", "Frame", "Grid", "Matrix", "Model", "Transform", "model"]
