@@ -1,0 +1,57 @@
+"""One level of the pyramid as least squares sees it: features of both scans and the points where they are compared."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regkit.registration.equations import Side, make_side, stack_of
+from regkit.registration.pyramid import Canvas, resample
+from regkit.similarity import Similarity
+from regkit.space import Frame
+
+TURN = 0.09  # radians (5°): oriented features are renewed when the map has turned or stretched by more
+
+
+def sides_of(fixed: Canvas, moving: Canvas, measure: Similarity, frame: Frame, count: int, seed: int,
+             around: Tensor | None = None) -> list[Side]:
+    """Both directions of the comparison, `count` points each.
+
+    around: (1, D+1, D+1) map in the frame about which oriented features (MIND, NGF) hold: the other scan is carried
+    through it before its features are computed, since such features turn with the frame they are computed in."""
+    assert measure.features is not None
+    maps = {True: around, False: None if around is None else torch.linalg.inv(around)}
+    sides = []
+    own = {True: measure.features(fixed.data, fixed.weight), False: measure.features(moving.data, moving.weight)}
+    for forward, home, away in ((True, fixed, moving), (False, moving, fixed)):
+        turned = maps[forward]
+        if turned is None:
+            features, weight, grid = own[not forward], away.weight, away.grid
+            to_index = grid.inverse[0] @ frame.inverse[0]
+        else:
+            world = frame.world(turned)
+            data, weight = resample(away.data, away.weight, away.grid, away.grid.inverse @ world @ home.grid.affine, home.grid)
+            features, grid = measure.features(data, weight), home.grid
+            to_index = grid.inverse[0] @ frame.inverse[0] @ torch.linalg.inv(turned)[0]
+        chosen = choose_points(home.weight, count, seed)
+        sides.append(make_side(own[forward], home.weight, home.grid, chosen, stack_of(features, weight), to_index, frame,
+                               forward, measure.residual))
+    return sides
+
+
+def choose_points(weight: Tensor, count: int, seed: int) -> Tensor:
+    """Flat positions of at most `count` voxels that count, drawn without replacement."""
+    valid = (weight.flatten() > 0.5).nonzero()[:, 0]
+    if len(valid) == 0:
+        valid = (weight.flatten() > 0).nonzero()[:, 0]
+    if len(valid) <= count:
+        return valid
+    generator = torch.Generator().manual_seed(seed)
+    return valid[torch.randperm(len(valid), generator=generator)[:count].sort().values.to(valid.device)]
+
+
+def has_turned(now: Tensor, around: Tensor) -> bool:
+    """Whether a map (1, D+1, D+1) has turned or stretched away from another by more than `TURN`."""
+    d = now.shape[-1] - 1
+    change = torch.linalg.inv(around[:, :d, :d]) @ now[:, :d, :d] - torch.eye(d, dtype=now.dtype, device=now.device)
+    return float(torch.linalg.matrix_norm(change, 2).max()) > TURN

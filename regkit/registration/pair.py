@@ -1,0 +1,79 @@
+"""A pair of scans, checked once; nothing below it checks again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regkit.errors import FormatError, GeometryError, OverlapError
+from regkit.image import Image
+from regkit.sampling import warp
+from regkit.space import Matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two scans of one dimension, ready to be aligned.
+
+    fixed, moving: one channel, float32, (1, 1, *S), NaN replaced by 0.
+    fixed_weight, moving_weight: (1, 1, *S) in [0, 1] or None (all voxels count); 0 where the mask is empty or the scan is NaN.
+    notes: what was done to make them fit, in sentences.
+    """
+
+    fixed: Image
+    moving: Image
+    fixed_weight: Tensor | None
+    moving_weight: Tensor | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ndim(self) -> int:
+        return self.fixed.ndim
+
+
+def make_pair(fixed: Image, moving: Image, fixed_mask: Image | None = None, moving_mask: Image | None = None) -> Pair:
+    """Check two scans and their masks.
+
+    Raises GeometryError (2D against 3D), FormatError (empty, constant, all NaN), OverlapError (a mask that misses its scan).
+    """
+    if fixed.ndim != moving.ndim:
+        raise GeometryError(f"moving: is {moving.ndim}D {moving.grid.shape}, fixed is {fixed.ndim}D {fixed.grid.shape}; "
+                            "give two scans of one dimension (a slice out of the volume, or the volume)")
+    notes: list[str] = []
+    ready, weights = [], []
+    for name, image, mask in (("fixed", fixed, fixed_mask), ("moving", moving, moving_mask)):
+        gray = image.luminance()
+        finite = torch.isfinite(gray.data)
+        weight = None
+        if not bool(finite.all()):
+            share = float(finite.float().mean())
+            if share == 0:
+                raise FormatError(f"{name}: every voxel is NaN or infinite; nothing to align")
+            notes.append(f"{name}: {100 * (1 - share):.2g} % of the voxels are NaN or infinite and carry no weight")
+            gray, weight = gray.with_data(torch.where(finite, gray.data, 0.0)), finite.float()
+        if mask is not None:
+            inside, said = _on_grid(name, mask, image)
+            notes.extend(said)
+            weight = inside if weight is None else weight * inside
+            if not bool((weight > 0).any()):
+                raise OverlapError(f"{name}_mask: marks no voxel of the scan; give a mask that overlaps it")
+        values = gray.data if weight is None else gray.data[weight > 0]
+        if float(values.max()) == float(values.min()):
+            where = " inside its mask" if mask is not None else ""
+            raise FormatError(f"{name}: every voxel{where} has the value {float(values.max()):g}; a scan with some contrast is needed")
+        ready.append(gray)
+        weights.append(weight)
+    return Pair(ready[0], ready[1], weights[0], weights[1], tuple(notes))
+
+
+def _on_grid(name: str, mask: Image, image: Image) -> tuple[Tensor, list[str]]:
+    """The mask (non-zero = counts) as weights on the scan's grid, by world position."""
+    if mask.ndim != image.ndim:
+        raise GeometryError(f"{name}_mask: is {mask.ndim}D, the scan is {image.ndim}D; give a mask drawn on the scan")
+    marked = mask.with_data((torch.nan_to_num(mask.luminance().data) != 0).float())
+    if mask.grid.same_as(image.grid):
+        return marked.data, []
+    moved = warp(marked, Matrix.identity(image.ndim), image.grid, smoothing=False)
+    return (moved.data >= 0.5).float(), [f"{name}_mask: lies on another grid than the scan and was carried over by world position"]

@@ -1,0 +1,99 @@
+"""Levels: both scans on isotropic canvases of the same mm, so that every window has the same support in both and nothing
+depends on how a scan is stored."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regkit.registration.pair import Pair
+from regkit.sampling import antialias, inside, sample, shrinkage
+from regkit.space import Grid
+
+_COARSE = 20  # voxels across the smaller scan at the coarsest level: 10 mm for a human head
+_MOST = {2: 600_000, 3: 2_500_000}  # voxels of a canvas
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """A scan at one level: values and weights (1, 1, *S) on an isotropic grid; weight 0 where nothing was seen."""
+
+    data: Tensor
+    weight: Tensor
+    grid: Grid
+
+    @property
+    def mm(self) -> float:
+        return float(self.grid.spacing[0, 0])
+
+
+def resample(data: Tensor, weight: Tensor | None, source: Grid, mapping: Tensor, target: Grid) -> tuple[Tensor, Tensor]:
+    """Values and weights of one scan (1, C, *S) on the target grid, anti-aliased, by normalised convolution.
+
+    mapping: (1, D+1, D+1) index of target → index of source. weight: (1, 1, *S) or None, all ones."""
+    factors = shrinkage(mapping)
+    stack = data if weight is None else torch.cat([data * weight, weight], 1)
+    stack, blocks = antialias(stack, factors)
+    index = target.index_points(torch.float64).to(mapping.device)
+    d = source.ndim
+    where = index @ mapping[:, :d, :d].mT + mapping[:, None, :d, d]
+    seen = inside(where, source.shape).float()[:, None]
+    shift = torch.tensor([(b - 1) / 2 for b in blocks], dtype=torch.float64, device=where.device)
+    values = sample(stack, ((where - shift) / torch.tensor(blocks, dtype=torch.float64, device=where.device)).float())
+    if weight is not None:
+        share = values[:, -1:]
+        values, seen = values[:, :-1] / share.clamp_min(1e-3), seen * share * (share > 0.05)
+    return values.reshape(1, -1, *target.shape), seen.reshape(1, 1, *target.shape)
+
+
+def _window(data: Tensor, weight: Tensor | None) -> Tensor:
+    """Robust intensities: the 0.2 … 99.8 percentiles become 0 … 1, what lies beyond is clamped."""
+    values = data[weight > 0] if weight is not None else data.flatten()
+    stride = max(1, values.numel() // 200_000)
+    values = values.flatten()[::stride].sort().values
+    low, high = values[int(0.002 * (len(values) - 1))], values[int(0.998 * (len(values) - 1))]
+    if float(high) <= float(low):
+        low, high = values[0], values[-1]
+    return ((data - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+
+
+def extent(grid: Grid) -> float:
+    """mm: the geometric mean of the grid's edges."""
+    edges = grid.spacing[0] * torch.tensor(grid.shape, dtype=torch.float64, device=grid.device)
+    return float(edges.log().mean().exp())
+
+
+def choose_levels(pair: Pair) -> tuple[float, ...]:
+    """Working resolutions in mm: about 20 voxels across the smaller scan, halved as far as the scans resolve and time allows."""
+    coarse = min(extent(pair.fixed.grid), extent(pair.moving.grid)) / _COARSE
+    finest_voxel = max(float(pair.fixed.grid.spacing.min()), float(pair.moving.grid.spacing.min()))
+    levels = [max(coarse, finest_voxel)]
+    while len(levels) < (3 if pair.ndim == 3 else 5) and levels[-1] / 2 > 0.7 * finest_voxel:
+        levels.append(levels[-1] / 2)
+    return tuple(levels)
+
+
+def _fitting(grid: Grid, mm: float) -> float:
+    """`mm`, or the finest size at which the canvas of this grid stays within bounds."""
+    corners = grid.corners()[0]
+    volume = float((corners.amax(0) - corners.amin(0)).prod())
+    return max(mm, (volume / _MOST[grid.ndim]) ** (1 / grid.ndim))
+
+
+def build(pair: Pair, levels: tuple[float, ...]) -> list[tuple[Canvas, Canvas]]:
+    """(fixed, moving) canvases for each level, coarse to fine; a level too fine for memory is made coarser in both scans."""
+    levels = tuple(max(_fitting(pair.fixed.grid, mm), _fitting(pair.moving.grid, mm)) for mm in levels)
+    sides = []
+    for image, weight in ((pair.fixed, pair.fixed_weight), (pair.moving, pair.moving_weight)):
+        data, grid, canvases = _window(image.data, weight), image.grid, []
+        for mm in sorted(levels):
+            target = image.grid.canonical(mm)
+            values, seen = resample(data, weight, grid, grid.inverse @ target.affine, target)
+            canvases.insert(0, Canvas(values, seen, target))
+            if math.isclose(mm, min(levels)):  # coarser levels are made from the finest: the same scan, less work
+                data, weight, grid = values, seen, target
+        sides.append(canvases)
+    return list(zip(*sides, strict=True))

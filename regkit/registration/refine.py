@@ -1,0 +1,67 @@
+"""Levenberg–Marquardt over maps, many candidates at once (Levenberg 1944, Marquardt 1963)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from regkit.registration.equations import Equations, Side, equations
+from regkit.space import Model
+
+_CHUNK = 400_000  # points × candidates evaluated at a time: bounds memory
+
+
+def evaluate(sides: Sequence[Side], maps: Tensor, residual: str, *, slopes: bool = True) -> Equations:
+    """Mean over the sides for maps (N, D+1, D+1) in the frame, chunked over N."""
+    per = max(1, _CHUNK // max(side.u.shape[0] * len(side.features) for side in sides))
+    parts = []
+    for start in range(0, len(maps), per):
+        some = maps[start: start + per]
+        both = [equations(side, some, residual, slopes=slopes) for side in sides]
+        total = both[0]
+        for one in both[1:]:
+            total = total + one
+        parts.append(total)
+    return Equations(torch.cat([p.score for p in parts]) / len(sides),
+                     torch.cat([p.normal for p in parts]) if slopes else parts[0].normal,
+                     torch.cat([p.slope for p in parts]) if slopes else parts[0].slope)
+
+
+def levenberg_marquardt(sides: Sequence[Side], maps: Tensor, model: Model, residual: str, *, iterations: int, tolerance: float,
+                        reach: float) -> tuple[Tensor, Tensor]:
+    """Refine maps (N, D+1, D+1), given in the frame, within the model: accepted steps are composed into the map.
+
+    tolerance: stop when no point of the frame's unit cube moves further, in frame units. reach: the longest step.
+    → maps and their scores (N,). No map gets worse.
+    """
+    d = maps.shape[-1] - 1
+    generators = model.generators(d)[:, :d].reshape(-1, d * (d + 1)).to(maps.device)
+    model_step = model.exp
+    now = evaluate(sides, maps, residual)
+    damping = torch.full((len(maps),), 1e-3, dtype=torch.float64, device=maps.device)
+    active = torch.ones(len(maps), dtype=torch.bool, device=maps.device)
+    for _ in range(iterations):
+        which = active.nonzero()[:, 0]
+        normal = generators @ now.normal[which] @ generators.mT
+        slope = now.slope[which] @ generators.mT
+        diagonal = normal.diagonal(dim1=-2, dim2=-1)
+        floor = 1e-6 * diagonal.amax(-1, keepdim=True) + 1e-12
+        lifted = normal + torch.diag_embed((diagonal + floor) * damping[which, None] + floor)
+        theta = torch.linalg.solve(lifted, slope)
+        theta = theta * (reach / theta.norm(dim=1, keepdim=True).clamp_min(reach))
+        tried = maps[which] @ model_step(theta, d)
+        new = evaluate(sides, tried, residual)
+        better = new.score > now.score[which]
+        size = theta.abs().amax(1)
+        win = which[better]
+        maps = maps.index_copy(0, win, tried[better])
+        now = Equations(now.score.index_copy(0, win, new.score[better]), now.normal.index_copy(0, win, new.normal[better]),
+                        now.slope.index_copy(0, win, new.slope[better]))
+        damping[which] = torch.where(better, damping[which] / 5, damping[which] * 10).clamp(1e-7, 1e4)
+        done = (better & (size < tolerance)) | (~better & ((size < tolerance) | (damping[which] > 1e3)))
+        active[which[done]] = False
+        if not bool(active.any()):
+            break
+    return maps, now.score

@@ -1,0 +1,113 @@
+"""Where a registration may begin: candidate maps from the header, the centres, the moments, and a search over rotations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regkit.registration.pyramid import Canvas
+from regkit.space import Frame
+from regkit.space.models import nearest_rotation
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A map (D+1, D+1) given in the frame, where it came from, and whether it keeps the header's orientation."""
+
+    map: Tensor
+    origin: str
+    upright: bool
+
+
+def rotations(ndim: int) -> Tensor:
+    """(R, D, D) rotations spread evenly over SO(2) (72) or SO(3) (1,500; super-Fibonacci spirals, Alexa 2022)."""
+    if ndim == 2:
+        angle = torch.arange(72, dtype=torch.float64) * (2 * math.pi / 72)
+        c, s = angle.cos(), angle.sin()
+        return torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], 1)
+    n, phi, psi = 1500, math.sqrt(2.0), 1.533751168755204288118041
+    s = torch.arange(n, dtype=torch.float64) + 0.5
+    t, d = s / n, 2 * math.pi * s
+    r, q = t.sqrt(), (1 - t).sqrt()
+    a, b = d / phi, d / psi
+    return _quaternions(torch.stack([r * a.sin(), r * a.cos(), q * b.sin(), q * b.cos()], -1))
+
+
+def _quaternions(q: Tensor) -> Tensor:
+    x, y, z, w = q.unbind(-1)
+    return torch.stack([
+        torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)], -1),
+        torch.stack([2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)], -1),
+        torch.stack([2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)], -1)], 1)
+
+
+def mass(canvas: Canvas, frame: Frame) -> tuple[Tensor, Tensor]:
+    """Centre (D,) and second central moments (D, D) of the intensities, in the frame."""
+    points = ((canvas.grid.points()[0] - frame.centre[0]) / frame.scale).to(canvas.data.device)
+    weight = (canvas.data * canvas.weight).flatten().double()
+    weight = weight / weight.sum().clamp_min(1e-12)
+    centre = weight @ points
+    spread = points - centre
+    return centre, (spread * weight[:, None]).mT @ spread
+
+
+def middle(canvas: Canvas, frame: Frame) -> Tensor:
+    """Geometric centre (D,) of what is seen, in the frame."""
+    seen = (canvas.weight[0, 0] > 0.5).nonzero().double()
+    ends = torch.stack([seen.amin(0), seen.amax(0)]).mean(0) if len(seen) else torch.zeros(canvas.grid.ndim, dtype=torch.float64)
+    return (canvas.grid.to_world(ends[None, None])[0, 0] - frame.centre[0]) / frame.scale
+
+
+def about(linear: Tensor, at: Tensor, to: Tensor) -> Tensor:
+    """Maps (N, D+1, D+1) with linear parts (N, D, D) that take the point `at` (D,) to `to` (D,)."""
+    n, d, _ = linear.shape
+    m = torch.eye(d + 1, dtype=torch.float64, device=linear.device).repeat(n, 1, 1)
+    m[:, :d, :d] = linear
+    m[:, :d, d] = to - linear @ at
+    return m
+
+
+def moments(fixed: Canvas, moving: Canvas, frame: Frame) -> Tensor:
+    """Maps that lay the principal axes on each other, one for every pairing of directions with determinant 1."""
+    (cf, sf), (cm, sm) = mass(fixed, frame), mass(moving, frame)
+    d = len(cf)
+    ef, em = torch.linalg.eigh(sf).eigenvectors, torch.linalg.eigh(sm).eigenvectors
+    signs = torch.cartesian_prod(*[torch.tensor([1.0, -1.0], dtype=torch.float64, device=cf.device)] * d)
+    turns = em @ torch.diag_embed(signs) @ ef.mT
+    turns = turns[torch.linalg.det(turns) > 0]
+    return about(nearest_rotation(turns), cf, cm)
+
+
+def upright(fixed: Canvas, moving: Canvas, frame: Frame) -> list[Candidate]:
+    """The header's own pose, and the header's orientation shifted so that centres or masses meet."""
+    d = fixed.grid.ndim
+    eye = torch.eye(d, dtype=torch.float64, device=fixed.data.device)[None]
+    pairs = {"header": (torch.zeros_like(middle(fixed, frame)),) * 2,
+             "centre": (middle(fixed, frame), middle(moving, frame)),
+             "mass": (mass(fixed, frame)[0], mass(moving, frame)[0])}
+    return [Candidate(about(eye, a, b)[0], name, True) for name, (a, b) in pairs.items()]
+
+
+def angle_between(a: Tensor, b: Tensor) -> Tensor:
+    """Angles (N, M) in radians between the rotations nearest to maps (N, D+1, D+1) and (M, D+1, D+1)."""
+    d = a.shape[-1] - 1
+    ra, rb = nearest_rotation(a[:, :d, :d]), nearest_rotation(b[:, :d, :d])
+    trace = torch.einsum("nij,mij->nm", ra, rb)
+    return torch.acos(((trace - 1) / 2 if d == 3 else trace / 2).clamp(-1, 1))
+
+
+def spread_out(maps: Tensor, scores: Tensor, count: int, apart: float) -> Tensor:
+    """Places of the best `count` maps no two of which are turned by less than `apart` radians and also shifted little."""
+    d = maps.shape[-1] - 1
+    kept: list[int] = []
+    order = scores.argsort(descending=True).tolist()[: 40 * count]
+    for place in order:
+        near = [k for k in kept if float((maps[k, :d, d] - maps[place, :d, d]).norm()) < 0.15]
+        if not near or bool((angle_between(maps[place: place + 1], maps[near]) > apart).all()):
+            kept.append(place)
+        if len(kept) == count:
+            break
+    return torch.tensor(kept, device=maps.device)
