@@ -19,6 +19,7 @@ class Image:
 
     slice_affine: (4, 4) float64 or None; where a 2D slice of a 3D world lies (index (i, j, 0, 1) → RAS mm); kept for writing.
     pixels: a 2D picture (PNG, JPEG, TIFF), whose landmarks are counted in pixels (column, row).
+    source: the file it was read from, if any.
 
     Raises GeometryError if voxels and grid do not fit.
     """
@@ -27,6 +28,7 @@ class Image:
     grid: Grid
     slice_affine: Tensor | None = None
     pixels: bool = False
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if self.data.ndim != self.grid.ndim + 2 or tuple(self.data.shape[2:]) != self.grid.shape:

@@ -83,7 +83,7 @@ def spline_basis(values: Tensor, weight: Tensor, count: int = 16) -> Tensor:
     return torch.where(distance < 0.5, 0.75 - distance**2, 0.5 * (1.5 - distance).clamp_min(0) ** 2)
 
 
-def _map(side: Side, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def place(side: Side, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where a side's points fall under maps (N, D+1, D+1) given in the frame: z (N|1, P, D), index (N, P, D), linear (N, D, D)."""
     d = side.u.shape[-1]
     if side.forward:
@@ -100,7 +100,7 @@ def _map(side: Side, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def equations(side: Side, maps: Tensor, residual: str, *, slopes: bool = True) -> Equations:
     """Similarity and normal equations of one side for N maps (N, D+1, D+1), given in the frame (F T F⁻¹)."""
     d, channels = side.u.shape[-1], len(side.features)
-    z, index, linear = _map(side, maps)
+    z, index, linear = place(side, maps)
     seen = inside(index, tuple(side.stack.shape[2:]))
     if slopes:
         values = sample(side.stack, index)

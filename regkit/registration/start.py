@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regkit.registration.level import sides_of
 from regkit.registration.pyramid import Canvas
-from regkit.space import Frame
+from regkit.registration.refine import evaluate
+from regkit.similarity import SIMILARITIES
+from regkit.space import Frame, Model
 from regkit.space.models import nearest_rotation
 
 
@@ -111,3 +114,35 @@ def spread_out(maps: Tensor, scores: Tensor, count: int, apart: float) -> Tensor
         if len(kept) == count:
             break
     return torch.tensor(kept, device=maps.device)
+
+
+SEARCH_POINTS = 1500
+# what ranks the rotations: a global measure sees far, a local one tells symmetric poses apart, cr sees through contrast
+_RANKED_BY = {"auto": ("ncc", "lncc", "cr"), "mse": ("ncc",), "ncc": ("ncc",), "lncc": ("ncc", "lncc")}
+
+
+def search(fixed: Canvas, moving: Canvas, frame: Frame, measures: tuple[str, ...], count: int, seed: int) -> list[Candidate]:
+    """The best `count` poses by each measure of a rotation grid about the masses and about the middles of the fields of view."""
+    turns = rotations(fixed.grid.ndim).to(fixed.data.device)
+    maps = torch.cat([about(turns, mass(fixed, frame)[0], mass(moving, frame)[0]),
+                      about(turns, middle(fixed, frame), middle(moving, frame))])
+    found = []
+    for name in measures:
+        sides = sides_of(fixed, moving, SIMILARITIES[name], frame, SEARCH_POINTS, seed)
+        scores = evaluate(sides, maps, SIMILARITIES[name].residual, slopes=False).score
+        found += [Candidate(maps[k], f"search by {name}", False) for k in spread_out(maps, scores, count, 0.25).tolist()]
+    return found
+
+
+def candidates(fixed: Canvas, moving: Canvas, frame: Frame, model: Model, start: str, similarity: str, seed: int) -> list[Candidate]:
+    """Where to begin for one of the start names; a translation cannot turn, so its searches keep the header's orientation."""
+    straight = upright(fixed, moving, frame)
+    if start in ("header", "centre", "mass"):
+        return [c for c in straight if c.origin == start]
+    if model.name == "translation":
+        return straight
+    turned = [Candidate(m, "moments", False) for m in moments(fixed, moving, frame)]
+    if start == "moments":
+        return turned
+    looked = search(fixed, moving, frame, _RANKED_BY.get(similarity, ("cr",)), 6, seed)
+    return looked if start == "search" else straight + turned + looked

@@ -9,58 +9,219 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from regkit.registration.equations import Side
+from regkit.registration.gradient import climb, information
 from regkit.registration.level import has_turned, sides_of
 from regkit.registration.pyramid import Canvas
 from regkit.registration.refine import evaluate, levenberg_marquardt
-from regkit.registration.start import Candidate, about, angle_between, mass, middle, moments, rotations, spread_out, upright
-from regkit.similarity import SIMILARITIES, Similarity
+from regkit.registration.start import Candidate, candidates, spread_out
+from regkit.similarity import SIMILARITIES
 from regkit.space import MODELS, Frame, Model
 
-POINTS = {"search": 1500, "coarse": 4000, "middle": 20_000, "fine": 80_000}
-MARGIN = 0.05  # by how much (of what is left to 1) another orientation must beat the header's, at two levels
+POINTS = (4_000, 20_000, 80_000)  # compared in each direction at the coarsest, the second and all finer levels
+ITERATIONS = (12, 10, 12)
+MARGIN = 0.05  # of what its score leaves to 1: by so much another orientation must beat the header's, at two levels
+UNRELATED = 0.3  # a local correlation below this, at the pose another measure likes, says two contrasts
+# what stands in for a measure while poses are far apart: cheap, turns freely, and sees what the measure sees
+COARSE = {"auto": ("lncc", "cr"), "mse": ("mse",), "ncc": ("ncc",), "lncc": ("lncc",), "cr": ("cr",), "mi": ("cr",),
+          "mind": ("cr",), "ngf": ("cr",)}
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What every step of the walk needs: canvases (fixed, moving) coarse to fine, the frame, the model, the seed."""
+
+    canvases: list[tuple[Canvas, Canvas]]
+    frame: Frame
+    model: Model
+    seed: int
+
+    def effort(self, level: int) -> tuple[int, int]:
+        """Points and iterations at a level."""
+        place = min(level, len(POINTS) - 1)
+        return POINTS[place], ITERATIONS[place]
+
+
+@dataclass(eq=False)
+class Outcome:
+    """Where the walk ended: map (1, D+1, D+1) in the frame, and the notes it took."""
+
+    map: Tensor
+    similarity: str
+    why: str = "asked for"
+    candidates: list[dict[str, object]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 def growth(model: Model) -> list[Model]:
-    """The models a coarse start passes through: fewer degrees of freedom first."""
-    chain = ["translation", "rigid", "similarity", "affine"]
-    return [MODELS[name] for name in chain[1: chain.index(model.name) + 1]] if model.name != "translation" else [model]
+    """The models a coarse start passes through, fewest degrees of freedom first."""
+    chain = ["rigid", "similarity", "affine"]
+    return [MODELS[name] for name in chain[: chain.index(model.name) + 1]] if model.name in chain else [model]
 
 
-def refine(canvases: tuple[Canvas, Canvas], measure: Similarity, frame: Frame, maps: Tensor, models: list[Model], *, points: int,
-           iterations: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Levenberg–Marquardt at one level through the models in turn: maps (N, D+1, D+1) in the frame → refined maps, scores (N,)."""
-    fixed, moving = canvases
-    step = fixed.mm / frame.scale
-    options = {"tolerance": 0.01 * step, "reach": 4 * step}
+def refine(scene: Scene, level: int, name: str, maps: Tensor, models: list[Model]) -> tuple[Tensor, Tensor]:
+    """Refine maps (N, D+1, D+1) in the frame at one level under one measure, through the models in turn → maps, scores (N,)."""
+    fixed, moving = scene.canvases[level]
+    points, iterations = scene.effort(level)
+    measure = SIMILARITIES["ncc" if name == "mi" else name]
+    step = max(fixed.mm, moving.mm) / scene.frame.scale
+    options = {"iterations": iterations, "tolerance": 0.01 * step, "reach": 4 * step}
     if not measure.oriented:
-        sides = sides_of(fixed, moving, measure, frame, points, seed)
-        scores = torch.zeros(len(maps))
+        sides = sides_of(fixed, moving, measure, scene.frame, points, scene.seed)
+        scores = maps.new_zeros(len(maps))
+        if name == "mi":
+            climbed = [climb(sides, one, models[-1], iterations=3 * iterations) for one in maps.split(1)]
+            return torch.cat([m for m, _ in climbed]), torch.cat([s for _, s in climbed])
         for model in models:
-            maps, scores = levenberg_marquardt(sides, maps, model, measure.residual, iterations=iterations, **options)
+            maps, scores = levenberg_marquardt(sides, maps, model, measure.residual, **options)
         return maps, scores
-    done, scores = [], []
-    for one in maps.split(1):
-        around, score = one, torch.zeros(1)
-        sides = sides_of(fixed, moving, measure, frame, points, seed, around)
-        for model in models:
-            for _ in range(4):
-                one, score = levenberg_marquardt(sides, one, model, measure.residual, iterations=iterations, **options)
-                if not has_turned(one, around):
-                    break
-                around = one
-                sides = sides_of(fixed, moving, measure, frame, points, seed, around)
-        done.append(one)
-        scores.append(score)
-    return torch.cat(done), torch.cat(scores)
+    done = [_refine_oriented(scene, level, name, one, models, options) for one in maps.split(1)]
+    return torch.cat([m for m, _ in done]), torch.cat([s for _, s in done])
 
 
-def search(fixed: Canvas, moving: Canvas, sides: list[Side], frame: Frame, residual: str, count: int) -> list[Candidate]:
-    """The best poses of a rotation grid about the centres of mass and about the middles of the fields of view."""
-    d = fixed.grid.ndim
-    turns = rotations(d).to(fixed.data.device)
-    maps = torch.cat([about(turns, mass(fixed, frame)[0], mass(moving, frame)[0]),
-                      about(turns, middle(fixed, frame), middle(moving, frame))])
-    scores = evaluate(sides, maps, residual, slopes=False).score
-    best = spread_out(maps, scores, count, 0.25)
-    return [Candidate(maps[k], "search", False) for k in best.tolist()]
+def _refine_oriented(scene: Scene, level: int, name: str, one: Tensor, models: list[Model], options: dict) -> tuple[Tensor, Tensor]:
+    """One map under oriented features, which are renewed when it has turned."""
+    fixed, moving = scene.canvases[level]
+    measure, around, score = SIMILARITIES[name], one, one.new_zeros(1)
+
+    def look():
+        return sides_of(fixed, moving, measure, scene.frame, scene.effort(level)[0], scene.seed, around)
+
+    sides = look()
+    for model in models:
+        for _ in range(4):
+            one, score = levenberg_marquardt(sides, one, model, measure.residual, **options)
+            if not has_turned(one, around):
+                break
+            around = one
+            sides = look()
+    return one, score
+
+
+def score(scene: Scene, level: int, name: str, one: Tensor) -> float:
+    """The score of one map (1, D+1, D+1) in the frame: [-1, 1], 1 is best; zero overlap is 0."""
+    fixed, moving = scene.canvases[level]
+    measure = SIMILARITIES["ncc" if name == "mi" else name]
+    sides = sides_of(fixed, moving, measure, scene.frame, scene.effort(level)[0], scene.seed, one if measure.oriented else None)
+    if name == "mi":
+        return float(information(sides, one))
+    return float(evaluate(sides, one, measure.residual, slopes=False).score)
+
+
+def walk(scene: Scene, similarity: str, start: str, given: Tensor | None, refined: bool,
+         progress: Callable[[str, float], None]) -> Outcome:
+    """From a start to the finest level; not `refined`: the best start as it is.
+
+    start: a name of `settings.START_NAMES`, or anything with `given`, a map (1, D+1, D+1) in the frame."""
+    clock = time.perf_counter()
+    outcome = Outcome(torch.zeros(0), similarity)
+    progress("start", 0.15)
+    pool = [Candidate(given[0], "given", True)] if given is not None else \
+        candidates(*scene.canvases[0], scene.frame, scene.model, start, similarity, scene.seed)
+    clock = _lap(outcome, "start", clock)
+    maps = torch.stack([c.map for c in pool])
+    upright = torch.tensor([c.upright for c in pool], device=maps.device)
+    if not refined:
+        return _pick(scene, pool, maps, upright, outcome)
+    progress("coarse", 0.3)
+    poses = []
+    for name in COARSE[similarity]:
+        poses.append(_settle(scene, name, pool, maps, upright, outcome))
+    clock = _lap(outcome, "coarse", clock)
+    progress("middle", 0.55)
+    one = _decide(scene, similarity, poses, outcome)
+    clock = _lap(outcome, "middle", clock)
+    for level in range(min(1, len(scene.canvases) - 1), len(scene.canvases)):
+        progress(f"{scene.canvases[level][0].mm:.3g} mm", 0.6 + 0.3 * level / len(scene.canvases))
+        models = growth(scene.model)[-2:] if level <= 1 else [scene.model]
+        one, _ = refine(scene, level, outcome.similarity, one, models)
+    _lap(outcome, "fine", clock)
+    outcome.map = one
+    _guard(scene, maps, outcome)
+    return outcome
+
+
+def _lap(outcome: Outcome, name: str, since: float) -> float:
+    now = time.perf_counter()
+    outcome.seconds[name] = outcome.seconds.get(name, 0.0) + now - since
+    return now
+
+
+def _settle(scene: Scene, name: str, pool: list[Candidate], maps: Tensor, upright: Tensor, outcome: Outcome) -> Tensor:
+    """One measure's best pose (1, D+1, D+1): all candidates at the coarsest level, a few at the second.
+
+    The header's orientation is the prior: another must win by a margin at both levels, or near-symmetric anatomy flips."""
+    models = growth(scene.model)
+    found, coarse = refine(scene, 0, name, maps, models[:2])
+    for candidate, value in zip(pool, coarse.tolist(), strict=True):
+        outcome.candidates.append({"origin": candidate.origin, "measure": name, "score": round(value, 4)})
+    if len(pool) == 1:
+        return found
+    few = spread_out(found, coarse, 3, 0.1)
+    if bool(upright.any()):
+        best = torch.where(upright, coarse, -torch.inf).argmax()
+        few = torch.unique(torch.cat([few, best[None]]))
+    second = min(1, len(scene.canvases) - 1)
+    later, finer = refine(scene, second, name, found[few], models[-2:])
+    win = int(finer.argmax())
+    kept = upright[few]
+    if bool(kept.any()) and not bool(kept[win]):
+        home = int(torch.where(kept, finer, -torch.inf).argmax())
+        clear = all(float(s[win]) - float(s[home]) > MARGIN * (1 - float(s[home])) for s in (coarse[few], finer))
+        if not clear:
+            win = home
+        else:
+            outcome.notes.append(f"the scans lie turned against their headers: {name} {float(finer[win]):.3f} for the turned pose, "
+                                 f"{float(finer[home]):.3f} for the headers' orientation")
+    return later[win: win + 1]
+
+
+def _pick(scene: Scene, pool: list[Candidate], maps: Tensor, upright: Tensor, outcome: Outcome) -> Outcome:
+    """The best start unrefined, by the coarsest level; the header's orientation again has the prior."""
+    name = COARSE[outcome.similarity][-1]
+    fixed, moving = scene.canvases[0]
+    sides = sides_of(fixed, moving, SIMILARITIES[name], scene.frame, POINTS[0], scene.seed)
+    values = evaluate(sides, maps, SIMILARITIES[name].residual, slopes=False).score
+    outcome.candidates = [{"origin": c.origin, "measure": name, "score": round(v, 4)} for c, v in zip(pool, values.tolist(), strict=True)]
+    win = int(values.argmax())
+    if bool(upright.any()) and not bool(upright[win]):
+        home = int(torch.where(upright, values, -torch.inf).argmax())
+        win = win if float(values[win] - values[home]) > MARGIN * (1 - float(values[home])) else home
+    outcome.map, outcome.similarity = maps[win: win + 1], name
+    outcome.scores |= {"best_start": float(values[win]), "end": float(values[win])}
+    return outcome
+
+
+def _decide(scene: Scene, similarity: str, poses: list[Tensor], outcome: Outcome) -> Tensor:
+    """Which pose goes on and, for `auto`, under which measure: MIND, which neither was optimised for, judges the poses;
+    the local correlation at the better one tells one contrast from two."""
+    if similarity != "auto":
+        return poses[0]
+    level = min(1, len(scene.canvases) - 1)
+    judged = [score(scene, level, "mind", pose) for pose in poses]
+    win = int(judged[1] > judged[0])
+    pose = poses[win]
+    local = score(scene, level, "lncc", pose)
+    outcome.similarity = "lncc" if local >= UNRELATED else "mind"
+    contrast = "as of one contrast" if outcome.similarity == "lncc" else "too low for one contrast"
+    outcome.why = (f"the local correlation at the coarse pose is {local:.2f}, {contrast}; pose found by {COARSE['auto'][win]} "
+                   f"(MIND score {judged[win]:.2f} against {judged[1 - win]:.2f})")
+    return pose
+
+
+def _guard(scene: Scene, starts: Tensor, outcome: Outcome) -> None:
+    """Never worse than the best start, by one measure on one sample set: the chosen one at the second level."""
+    level = min(1, len(scene.canvases) - 1)
+    name = "cr" if SIMILARITIES[outcome.similarity].oriented else outcome.similarity
+    fixed, moving = scene.canvases[level]
+    if name == "mi":
+        name = "cr"
+    sides = sides_of(fixed, moving, SIMILARITIES[name], scene.frame, POINTS[0], scene.seed)
+    values = evaluate(sides, starts, SIMILARITIES[name].residual, slopes=False).score
+    best = starts[int(values.argmax())][None]
+    before, after = (score(scene, level, outcome.similarity, one) for one in (best, outcome.map))
+    outcome.scores |= {"best_start": before, "end": after}
+    if after < before:
+        outcome.map = best
+        outcome.notes.append(f"refinement made it worse ({outcome.similarity} {before:.3f} → {after:.3f}); the best start was kept")

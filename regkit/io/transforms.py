@@ -1,0 +1,150 @@
+"""Linear transforms in ITK's files, as ITK, ANTs and 3D Slicer read them: LPS there, RAS here; both fixed → moving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from regkit.errors import FormatError, GeometryError
+from regkit.io.itk import matrix_to_lps, matrix_to_ras
+from regkit.io.output import output_file
+from regkit.io.slices import named, reason
+from regkit.space import Matrix
+
+_TEXT = (".tfm", ".txt")
+_BINARY = (".h5", ".hdf5", ".mat")
+_MAGIC = b"#Insight Transform File"
+_HDF = b"\x89HDF\r\n\x1a\n"
+_REACH = 1000.0  # mm; where the map is probed
+
+
+def read_transform(path: str | Path, ndim: int | None = None) -> Matrix:
+    """The linear transform in an ITK file (.tfm, .txt, .h5, .mat): one of ITK's linear kinds or a composite of them.
+
+    ndim: 2 or 3 if only that will do.
+
+    Raises FormatError (missing, damaged, not ITK's, not linear), GeometryError (not of `ndim` dimensions, not invertible).
+    """
+    path = Path(path).expanduser()
+    where = f"transform: {path}"
+    suffix = path.suffix.lower()
+    if suffix not in _TEXT + _BINARY:
+        raise FormatError(f"{where} has none of the known suffixes {', '.join(_TEXT + _BINARY)}; expected an ITK transform")
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise FormatError(f"{where} {'does not exist; check the path' if missing else f'cannot be read: {error}'}") from error
+    _check_head(head, suffix, where)
+    transform = _read_itk(path, where)
+    dims = int(transform.GetDimension())
+    if ndim is not None and dims != ndim:
+        raise GeometryError(f"{where} is a {dims}D transform; expected {ndim}D, as the scans are")
+    if dims not in (2, 3):
+        raise GeometryError(f"{where} is a {dims}D transform; expected 2D or 3D")
+    with named(where):
+        return Matrix(matrix_to_ras(torch.from_numpy(_probe(transform, dims, where))))
+
+
+def _check_head(head: bytes, suffix: str, where: str) -> None:
+    """Refuse other programs' files before ITK tries each of its readers on them and prints what they think."""
+    if not head:
+        raise FormatError(f"{where} is empty (0 bytes); write or fetch it again")
+    if _is_plain_matrix(head):
+        raise FormatError(
+            f"{where} holds rows of bare numbers: FLIRT's (scaled voxels) and greedy's (RAS mm) cannot be told apart; convert "
+            "with `c3d_affine_tool -ref FIXED -src MOVING X.mat -fsl2ras -oitk X.tfm` (FLIRT) or "
+            "`c3d_affine_tool X.mat -oitk X.tfm` (greedy)")
+    if suffix in _TEXT and not head.lstrip(b"\xef\xbb\xbf \r\n").startswith(_MAGIC):
+        raise FormatError(f"{where} does not begin with '{_MAGIC.decode()}'; expected an ITK transform")
+    if suffix in (".h5", ".hdf5") and not head.startswith(_HDF):
+        raise FormatError(f"{where} is not an HDF5 file; it may be damaged, expected an ITK transform")
+
+
+def _is_plain_matrix(head: bytes) -> bool:
+    try:
+        lines = head.decode("ascii").replace(",", " ").splitlines()
+        rows = [[float(v) for v in line.split()] for line in lines if line.strip()]
+    except (UnicodeDecodeError, ValueError):
+        return False
+    return len(rows) in (3, 4) and len({len(row) for row in rows}) == 1 and len(rows[0]) in (3, 4)
+
+
+def _read_itk(path: Path, where: str) -> Any:
+    import SimpleITK as sitk
+
+    try:
+        transform = sitk.ReadTransform(str(path))
+        linear = transform.IsLinear()
+    except Exception as error:
+        raise FormatError(f"{where} is not a readable ITK transform: {reason(error)}; it may be damaged") from error
+    if not linear:
+        raise FormatError(f"{where} is a {transform.GetName()}; only linear transforms are supported (Translation, Euler, "
+                          "Versor, Similarity, Affine, … and composites of them), not displacement fields or B-splines")
+    return transform
+
+
+def _probe(transform: Any, dims: int, where: str) -> np.ndarray:
+    """(D+1, D+1) LPS matrix of what `transform` does to points: the same lines for every kind, centre and composite order."""
+    matrix = np.eye(dims + 1)
+    try:
+        origin = np.array(transform.TransformPoint([0.0] * dims))
+        for axis in range(dims):
+            tip = np.array(transform.TransformPoint([_REACH if k == axis else 0.0 for k in range(dims)]))
+            matrix[:dims, axis] = (tip - origin) / _REACH
+        matrix[:dims, dims] = origin
+        probes = np.array([[17.0, -251.0, 93.0], [-340.0, 66.0, -205.0], [_REACH, _REACH, -_REACH]])[:, :dims]
+        mapped = np.array([transform.TransformPoint(p.tolist()) for p in probes])
+    except Exception as error:
+        raise FormatError(f"{where} does not map points: {reason(error)}") from error
+    stray = np.abs(mapped - probes @ matrix[:dims, :dims].T - matrix[:dims, dims]).max()
+    if not np.isfinite(matrix).all():
+        raise FormatError(f"{where} maps points to NaN or infinity; it may be damaged")
+    if not stray <= 1e-6 * max(1.0, float(np.abs(mapped).max())):
+        raise FormatError(f"{where} is not linear (it strays by {stray:.3g} mm); only linear transforms are supported")
+    return matrix
+
+
+def write_transform(transform: Matrix, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write one matrix as an ITK AffineTransform: text (.tfm, .txt; the same bytes for the same matrix), .h5 or .mat.
+
+    Raises FormatError for another suffix, GeometryError for a batch, OutputError for a place that is taken or read-only.
+    """
+    path = Path(path).expanduser()
+    suffix = path.suffix.lower()
+    if suffix not in _TEXT + _BINARY:
+        raise FormatError(f"output: {path.name}: a transform is written as one of {', '.join(_TEXT + _BINARY)}")
+    if not isinstance(transform, Matrix):
+        raise FormatError(f"transform: a {type(transform).__name__} does not go into an ITK affine file; expected a Matrix")
+    if len(transform.matrix) != 1:
+        raise GeometryError(f"transform: a batch of {len(transform.matrix)}; expected one transform a file")
+    dims = transform.ndim
+    matrix = matrix_to_lps(transform.matrix[0].detach().cpu())
+    if not torch.equal(matrix[dims], torch.eye(dims + 1, dtype=matrix.dtype)[dims]):
+        raise GeometryError(f"transform: last row {matrix[dims].tolist()} is projective; an ITK affine file cannot hold it")
+    parameters = [v + 0.0 for v in (*matrix[:dims, :dims].flatten().tolist(), *matrix[:dims, dims].tolist())]
+    with output_file(path, overwrite=overwrite) as temporary:
+        if suffix in _TEXT:
+            # Written here, not by SimpleITK, whose import takes longer than many a registration's last step.
+            temporary.write_text("\n".join([
+                f"{_MAGIC.decode()} V1.0", "#Transform 0", f"Transform: AffineTransform_double_{dims}_{dims}",
+                f"Parameters: {' '.join(f'{v:.17g}' for v in parameters)}", f"FixedParameters: {' '.join('0' * dims)}", ""]),
+                encoding="ascii")
+        else:
+            _write_itk(parameters, dims, temporary)
+    return path
+
+
+def _write_itk(parameters: list[float], dims: int, path: Path) -> None:
+    import SimpleITK as sitk
+
+    made = sitk.AffineTransform(dims)
+    made.SetParameters(parameters)
+    try:
+        sitk.WriteTransform(made, str(path))
+    except Exception as error:
+        raise FormatError(f"output: {path.name} cannot be written by ITK: {reason(error)}") from error

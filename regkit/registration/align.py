@@ -1,0 +1,142 @@
+"""`align()`: two scans in, a Registration out. The command line calls this and nothing else."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import regkit
+from regkit.errors import OptionError, OverlapError
+from regkit.image import Image
+from regkit.io import read_image, read_transform, sha256
+from regkit.registration.guard import look, overlap
+from regkit.registration.pair import Pair, make_pair
+from regkit.registration.pyramid import build, choose_levels
+from regkit.registration.result import Registration
+from regkit.registration.settings import START_NAMES, Settings
+from regkit.registration.walk import Outcome, Scene, score, walk
+from regkit.space import MODELS, Frame, Matrix
+
+
+def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any = None, settings: Settings | None = None,
+          progress: Callable[[str, float], None] | None = None, **options: Any) -> Registration:
+    """Align `moving` to `fixed`.
+
+    fixed, moving and their masks: a path, a nibabel or SimpleITK image, a `regkit.Image`, or (array, affine) with the array
+    in nibabel's axis order and the affine index → RAS+ mm. A mask counts where it is not zero, by world position.
+    options: the fields of `regkit.Settings`: model, similarity, start, levels, interpolation, fill, volume, seed, threads,
+    device; or one ready `settings`. progress: called with (stage, share done).
+
+    → Registration: `.transform` maps fixed to moving points (RAS+ mm), `.moved` is the moving scan on the fixed grid.
+
+    Raises OptionError (an option is not understood), FormatError (a scan is unreadable, empty or constant), GeometryError
+    (2D against 3D, a broken affine), OverlapError (nothing in common where asked to begin).
+    """
+    if settings is not None and options:
+        raise OptionError(f"settings: given together with {', '.join(options)}; give one or the other")
+    settings = Settings.of(**options) if settings is None else settings
+    tell = progress or (lambda stage, share: None)
+    began = time.perf_counter()
+    tell("reading", 0.0)
+    scans = {name: read_image(source, volume=settings.volume, name=name)
+             for name, source in {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask}.items()
+             if source is not None}
+    read = time.perf_counter()
+    device = _device(settings.device)
+    with _threads(settings.threads), torch.inference_mode(False), torch.no_grad():
+        pair = make_pair(*(scans[name].to(device) for name in ("fixed", "moving")),
+                         *(scans[name].to(device) if name in scans else None for name in ("fixed_mask", "moving_mask")))
+        tell("pyramid", 0.05)
+        given, notes = _given(pair, settings)
+        asked = settings.level_list()
+        levels = choose_levels(pair) if asked is None else asked
+        canvases = build(pair, levels or choose_levels(pair)[:1])
+        frame = Frame.of(pair.fixed.grid)
+        scene = Scene(canvases, frame, MODELS[settings.model], settings.seed)
+        built = time.perf_counter()
+        start = "given" if given is not None else settings.start
+        outcome = walk(scene, settings.similarity, start, None if given is None else _in_frame(given, frame), bool(levels), tell)
+        transform = _finish(outcome, scene)
+        eye = _in_frame(Matrix.identity(pair.ndim).to(device), frame)
+        outcome.scores["header"] = score(scene, min(1, len(canvases) - 1), outcome.similarity, eye)
+        findings = look(pair, transform, outcome.scores)
+    tell("done", 1.0)
+    seconds = {"read": read - began, "pyramid": built - read, **outcome.seconds, "total": time.perf_counter() - began}
+    trace = {
+        "versions": {"regkit": regkit.__version__, **{name: version(name) for name in ("torch", "numpy", "nibabel", "SimpleITK")}},
+        "inputs": {name: _describe(source, scans[name]) for name, source in
+                   {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask}.items() if name in scans},
+        "seed": settings.seed, "model": settings.model, "device": str(device), "threads": settings.threads or torch.get_num_threads(),
+        "levels_mm": [round(c[0].mm, 5) for c in canvases] if levels else [],
+        "chosen": {"similarity": outcome.similarity, "why": outcome.why},
+        "similarity": {"before": findings["similarity_header"], "after": findings["similarity_end"]},
+        "guard": findings, "candidates": outcome.candidates, "notes": [*pair.notes, *notes, *outcome.notes],
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+    }
+    return Registration(scans["fixed"], scans["moving"], transform.to("cpu"), settings, trace)
+
+
+# the fields of Settings as keywords, so that help() and editors show them; defined there only
+align.__signature__ = inspect.signature(align).replace(parameters=[  # type: ignore[attr-defined]
+    *(p for p in inspect.signature(align).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD),
+    *(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in fields(Settings))])
+
+
+def _given(pair: Pair, settings: Settings) -> tuple[Matrix | None, list[str]]:
+    """The start read from a file, as a member of the model."""
+    if settings.start in START_NAMES:
+        if settings.start == "header" and overlap(pair, Matrix.identity(pair.ndim)) == 0:
+            raise OverlapError("start: the scans do not overlap where their headers put them; use --start auto or centre")
+        return None, []
+    given = read_transform(settings.start, ndim=pair.ndim)
+    if overlap(pair, given) == 0:
+        raise OverlapError(f"start: {settings.start} carries the scans apart, they do not overlap; check that it belongs to this pair")
+    model = MODELS[settings.model]
+    member = model.project(given.matrix, pair.fixed.grid.centre.cpu())
+    away = float((Matrix(member)(pair.fixed.grid.corners().cpu()) - given(pair.fixed.grid.corners().cpu())).norm(dim=-1).max())
+    if away < 1e-4:
+        return given.to(pair.fixed.grid.device), []
+    return Matrix(member).to(pair.fixed.grid.device), [f"start: {settings.start} is no {settings.model} map; the nearest one was taken "
+                                                       f"(corners of the scan shift by up to {away:.3g} mm)"]
+
+
+def _in_frame(transform: Matrix, frame: Frame) -> torch.Tensor:
+    return frame.matrix @ transform.matrix @ frame.inverse
+
+
+def _finish(outcome: Outcome, scene: Scene) -> Matrix:
+    """The map in the world; rounding collected over many composed steps is taken out of rigid and similar ones."""
+    world = scene.frame.world(outcome.map)
+    if scene.model.name != "affine":
+        world = scene.model.project(world, scene.frame.centre)
+    return Matrix(world)
+
+
+def _describe(source: Any, image: Image) -> dict[str, Any]:
+    where = image.source if not isinstance(source, (str, Path)) else str(source)
+    return {"path": where, "sha256": sha256(where) if where else None, "shape": list(image.grid.shape),
+            "spacing_mm": [round(v, 6) for v in image.grid.spacing[0].tolist()], "orientation": image.grid.orientation}
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise OptionError("device: cuda is asked for and torch finds none; use --device cpu, or install a torch built for CUDA")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

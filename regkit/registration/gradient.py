@@ -1,0 +1,56 @@
+"""Refinement by gradient for what least squares cannot have: mutual information of point samples, by BFGS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from regkit.localisation import FreeParameters
+from regkit.registration.equations import Side, place
+from regkit.sampling import inside, sample
+from regkit.similarity.mi import joint
+from regkit.space import Model
+
+
+def information(sides: Sequence[Side], maps: Tensor) -> Tensor:
+    """Mean over the sides of the mutual information at maps (N, D+1, D+1) in the frame, each as a share of what the seen
+    home points could tell, times the share of them that is seen: (N,) in [0, 1], differentiable."""
+    total = maps.new_zeros(len(maps), dtype=torch.float32)
+    for side in sides:
+        _, index, _ = place(side, maps)
+        read = sample(side.stack, index)
+        seen = inside(index.detach(), tuple(side.stack.shape[2:]))
+        weight = side.weight * read[:, -1].detach() * seen
+        home = side.features[:1].expand(len(maps), -1)
+        most = joint(home, home, weight).clamp_min(1e-6)
+        share = (weight.sum(1) / side.weight.sum().clamp_min(1e-6)).clamp(0, 1)
+        total = total + joint(read[:, 0], home, weight) / most * share.sqrt()
+    return total / len(sides)
+
+
+def climb(sides: Sequence[Side], start: Tensor, model: Model, *, iterations: int) -> tuple[Tensor, Tensor]:
+    """Raise the mutual information from one map (1, D+1, D+1) in the frame, within the model → map and score (1,).
+
+    Never ends worse than it began. BFGS (Nocedal & Wright 2006); θ is well scaled in the frame."""
+    d = start.shape[-1] - 1
+    localisation = FreeParameters(model.count(d), dtype=torch.float64).to(start.device)
+
+    def negative(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        with torch.no_grad():
+            localisation.theta.copy_(torch.from_numpy(theta)[None])
+        localisation.zero_grad()
+        value = -information(sides, start @ model.exp(localisation(), d)).sum()
+        value.backward()
+        assert localisation.theta.grad is not None
+        return float(value), localisation.theta.grad[0].cpu().numpy().copy()
+
+    before = float(information(sides, start))
+    found = minimize(negative, np.zeros(model.count(d)), jac=True, method="BFGS",
+                     options={"maxiter": iterations, "gtol": 1e-7})
+    best = start @ model.exp(torch.from_numpy(found.x)[None].to(start.device), d)
+    after = float(information(sides, best))
+    return (best, torch.tensor([after])) if after > before else (start, torch.tensor([before]))

@@ -1,0 +1,58 @@
+"""The guard's look at a finished map: overlap, scale, shear and similarity, in plain sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from regkit.registration.pair import Pair
+from regkit.sampling import inside
+from regkit.space import Matrix
+
+LEAST_OVERLAP, FEW_OVERLAP = 0.02, 0.25  # of the smaller field of view
+FAR_SCALE, ODD_SCALE = 4.0, 1.8  # times, or one over
+ODD_SHEAR = 2.0  # longest over shortest stretch
+
+
+def overlap(pair: Pair, transform: Matrix) -> float:
+    """Share of the smaller scan's counting voxels that the other scan sees, in [0, 1]."""
+    shares = []
+    for home, weight, away, way in ((pair.fixed, pair.fixed_weight, pair.moving, transform),
+                                    (pair.moving, pair.moving_weight, pair.fixed, transform.inverse())):
+        steps = tuple(max(1, n // 32) for n in home.grid.shape)
+        grid = home.grid.shrink(steps)
+        index = away.grid.to_index(way(grid.points()))
+        seen = inside(index, away.grid.shape)[0]
+        if weight is not None:
+            counts = weight[(..., *[slice(None, None, s) for s in steps])][(..., *[slice(0, n) for n in grid.shape])].flatten() > 0
+            seen = seen[counts]
+        shares.append(float(seen.float().mean()) if len(seen) else 0.0)
+    return max(shares)
+
+
+def look(pair: Pair, transform: Matrix, scores: dict[str, float]) -> dict[str, Any]:
+    """Findings in sentences, the numbers behind them, and whether the result is hopeless."""
+    d = pair.ndim
+    stretches = torch.linalg.svdvals(transform.matrix[0, :d, :d].cpu())
+    scale = float(torch.linalg.det(transform.matrix[0, :d, :d]).abs() ** (1 / d))
+    shear = float(stretches.max() / stretches.min())
+    share = overlap(pair, transform)
+    findings, hopeless = [], False
+    if share < LEAST_OVERLAP:
+        findings.append(f"the scans overlap by {100 * share:.1f} % of the smaller: nothing was aligned")
+        hopeless = True
+    elif share < FEW_OVERLAP:
+        findings.append(f"the scans overlap by only {100 * share:.0f} % of the smaller")
+    if not 1 / FAR_SCALE < scale < FAR_SCALE:
+        findings.append(f"the map scales by {scale:.3g}: check that both headers state millimetres")
+        hopeless = True
+    elif not 1 / ODD_SCALE < scale < ODD_SCALE:
+        findings.append(f"the map scales by {scale:.3g}, which is much for scans of one kind")
+    if shear > ODD_SHEAR:
+        findings.append(f"the map stretches one direction {shear:.2f} times as much as another")
+    if scores["end"] <= 0.0:
+        findings.append(f"the scans do not resemble each other at the result (similarity {scores['end']:.3f}, unrelated is 0)")
+        hopeless = True
+    return {"hopeless": hopeless, "findings": findings, "overlap": round(share, 4), "scale": round(scale, 5),
+            "shear": round(shear, 5), **{f"similarity_{k}": round(v, 5) for k, v in scores.items()}}

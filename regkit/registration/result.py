@@ -1,0 +1,105 @@
+"""What `align()` returns."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from torch import Tensor
+
+from regkit.image import Image
+from regkit.io import Points, output_folder, write_image, write_transform
+from regkit.registration.apply import apply, carry_image
+from regkit.registration.settings import Settings
+from regkit.space import Matrix
+
+FILES = ("moved.nii.gz", "transform.tfm", "registration.json")
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """A finished alignment of `moving` to `fixed`.
+
+    transform: fixed world → moving world, RAS+ mm. settings: what was asked. trace: what was done, ready for JSON:
+    inputs, versions, similarity before and after, candidates, the guard's findings, seconds by stage.
+    """
+
+    fixed: Image
+    moving: Image
+    transform: Matrix
+    settings: Settings
+    trace: dict[str, Any] = field(repr=False)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """(D+1, D+1) float64: fixed world → moving world, RAS+ mm."""
+        return self.transform.matrix[0].cpu().numpy().copy()
+
+    @cached_property
+    def moved(self) -> Image:
+        """The moving scan on the fixed scan's grid, resampled once from its own voxels."""
+        began = time.perf_counter()
+        moved = carry_image(self.moving, self.transform, self.fixed, interpolation=self.settings.interpolation,
+                            fill=self.settings.fill)
+        self.trace["seconds"]["resample"] = round(time.perf_counter() - began, 4)
+        return moved
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What the guard found doubtful, in sentences."""
+        return tuple(self.trace["guard"]["findings"])
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the guard says the result is not to be used."""
+        return bool(self.trace["guard"]["hopeless"])
+
+    def inverse(self) -> Registration:
+        """The same alignment the other way: fixed carried onto moving."""
+        return Registration(self.moving, self.fixed, self.transform.inverse(), self.settings, self.trace | {"inverted": True})
+
+    @overload
+    def apply(self, item: Image, inverse: bool = False, *, interpolation: str | None = None) -> Image: ...
+    @overload
+    def apply(self, item: Points, inverse: bool = False, *, interpolation: str | None = None) -> Points: ...
+    @overload
+    def apply(self, item: Tensor, inverse: bool = False, *, interpolation: str | None = None) -> Tensor: ...
+    @overload
+    def apply(self, item: np.ndarray, inverse: bool = False, *, interpolation: str | None = None) -> np.ndarray: ...
+
+    def apply(self, item, inverse=False, *, interpolation=None):
+        """Carry an Image (or label map), Points, or points (P, D) in RAS mm from moving to fixed; `inverse`: the other way.
+
+        interpolation: linear, cubic, nearest or vote; by default nearest for label maps, else as the settings say.
+        Raises GeometryError if the dimension is another."""
+        like = self.moving if inverse else self.fixed
+        return apply(item, [self.transform], like, inverse=inverse, interpolation=interpolation or "auto", fill=self.settings.fill)
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain numbers and strings, the content of `registration.json`."""
+        return {"matrix": self.matrix.tolist(), **self.trace, "settings": self.settings.as_dict()}
+
+    def write(self, folder: Path) -> None:
+        """Write moved.nii.gz, transform.tfm and registration.json into an existing folder."""
+        moved = self.moved
+        began = time.perf_counter()
+        write_image(moved, folder / FILES[0])
+        write_transform(self.transform, folder / FILES[1])
+        self.trace["seconds"]["write"] = round(time.perf_counter() - began, 4)
+        (folder / FILES[2]).write_text(json.dumps(self.record(), indent=1) + "\n")
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Write the same files into a new or empty folder, all or nothing → the folder.
+
+        Raises OutputError if the folder holds files; with `overwrite` an earlier result is replaced."""
+        with output_folder(folder, overwrite=overwrite, owned=FILES) as stage:
+            self.write(stage)
+        return Path(folder)
+
+    def __repr__(self) -> str:
+        return f"Registration({self.trace['model']}, {self.trace['chosen']['similarity']}, {self.transform!r}, on {self.fixed.grid!r})"

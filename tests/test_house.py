@@ -1,0 +1,115 @@
+"""The house as docs/architecture.md draws it: which room may import which, what is public, how large a file may grow."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "regkit"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A room may import rooms of a lower storey (and its own files).
+STOREYS = {
+    "errors": 0, "space": 1, "image": 2, "filters": 3, "sampling": 4, "similarity": 5, "localisation": 5, "stn": 6,
+    "registration": 7, "training": 8, "report": 8, "cohort": 9, "evaluation": 10, "cli": 11,
+}
+# `io` is the door beside the stairs: it knows what it reads and writes, and whoever runs registrations may open it.
+IO_MAY_IMPORT = {"errors", "space", "image"}
+MAY_IMPORT_IO = {name for name, storey in STOREYS.items() if storey >= STOREYS["registration"]}
+# The one file that lies above everything: the lazy public names. __main__ is a door too.
+TOP = {"__init__.py", "__main__.py"}
+
+READERS = {"nibabel", "SimpleITK", "nitransforms"}  # only under io/
+HEAVY = {"monai", "matplotlib"}  # nowhere on the way of `regkit register`
+ON_THE_WAY = {*(name for name, storey in STOREYS.items() if storey <= STOREYS["registration"]), "io", "cli"}
+
+PUBLIC = [
+    "FormatError", "GeometryError", "Grid", "Image", "Matrix", "OptionError", "OutputError", "OverlapError", "Points",
+    "Registration", "RegkitError", "Settings", "SpatialTransformer", "align", "apply", "read_image", "read_points",
+    "read_transform", "write_image", "write_points", "write_transform",
+]
+
+
+def _room(file: Path) -> str:
+    part = file.relative_to(PACKAGE).parts[0]
+    return part.removesuffix(".py")
+
+
+def _imports(file: Path) -> list[str]:
+    """Full names of all modules a file imports, inside functions too; type-checking imports count."""
+    names = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            # `from .x import y` in regkit/room/file.py is regkit.room.x
+            package = file.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            names += [f"{module}.{alias.name}" if module == "regkit" else module for alias in node.names]
+    return names
+
+
+def _ids(file: Path) -> str:
+    return str(file.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.relative_to(PACKAGE).as_posix() not in TOP], ids=_ids)
+def test_imports_go_down(file):
+    room = _room(file)
+    assert room == "io" or room in STOREYS, f"{room} has no storey: add it to docs/architecture.md and to this test"
+    for name in _imports(file):
+        if not name.startswith("regkit"):
+            continue
+        other = name.split(".")[1] if "." in name else ""
+        if other == room or (room == "cli" and other == "__version__"):
+            continue
+        if room == "io":
+            allowed = other in IO_MAY_IMPORT
+        elif other == "io":
+            allowed = room in MAY_IMPORT_IO
+        else:
+            allowed = other in STOREYS and STOREYS[other] < STOREYS[room]
+        assert allowed, f"{file.relative_to(ROOT)}: {room} may not import {name}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=_ids)
+def test_readers_stay_under_io_and_heavy_packages_off_the_way(file):
+    packages = {name.split(".")[0] for name in _imports(file)}
+    if _room(file) != "io":
+        assert not packages & READERS
+    if _room(file) in ON_THE_WAY:
+        assert not packages & HEAVY
+
+
+@pytest.mark.parametrize("file", FILES, ids=_ids)
+def test_files_stay_small_and_explained(file):
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 320, f"{file.relative_to(ROOT)} has grown too long: split it"
+    assert ast.get_docstring(ast.parse(text)), f"{file.relative_to(ROOT)} has no docstring"
+
+
+def _python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_public_names():
+    import regkit
+
+    assert list(regkit.__all__) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(regkit, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'algin'"):
+        regkit.algin  # noqa: B018 (looking it up is the test)
+
+
+def test_nothing_else_leaks_and_no_torch_is_loaded():
+    code = "import sys, regkit; print(sorted(dir(regkit)) == sorted([*regkit.__all__, '__version__'])); " \
+           "print(*(n for n in vars(regkit) if not n.startswith('_'))); " \
+           "print(*(m for m in ('torch', 'numpy', 'nibabel', 'SimpleITK', 'cyclopts', 'rich') if m in sys.modules))"
+    listed, leaked, loaded = _python(code).split("\n")[:3]
+    assert listed == "True"
+    assert set(leaked.split()) <= {"annotations", "import_module", "TYPE_CHECKING"}
+    assert loaded == ""
