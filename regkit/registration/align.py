@@ -66,7 +66,7 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
         outcome = walk(scene, settings.similarity, start, None if given is None else _in_frame(given, frame), bool(levels), tell)
         transform = _finish(outcome, scene)
         eye = _in_frame(Matrix.identity(pair.ndim).to(device), frame)
-        outcome.scores["header"] = score(scene, min(1, len(canvases) - 1), outcome.similarity, eye)
+        outcome.scores["header"] = score(scene, min(1, len(canvases) - 1), tuple(outcome.similarity.split("+")), eye)
         findings = look(pair, transform, outcome.scores)
     tell("done", 1.0)
     seconds = {"read": read - began, "pyramid": built - read, **outcome.seconds, "total": time.perf_counter() - began}

@@ -43,8 +43,9 @@ def climb(sides: Sequence[Side], start: Tensor, model: Model, *, iterations: int
         with torch.no_grad():
             localisation.theta.copy_(torch.from_numpy(theta)[None])
         localisation.zero_grad()
-        value = -information(sides, start @ model.exp(localisation(), d)).sum()
-        value.backward()
+        with torch.enable_grad():
+            value = -information(sides, start @ model.exp(localisation(), d)).sum()
+            value.backward()
         assert localisation.theta.grad is not None
         return float(value), localisation.theta.grad[0].cpu().numpy().copy()
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from regkit.registration.equations import Side
 from regkit.registration.gradient import climb, information
 from regkit.registration.level import has_turned, sides_of
 from regkit.registration.pyramid import Canvas
@@ -20,7 +21,7 @@ from regkit.space import MODELS, Frame, Model
 POINTS = (4_000, 20_000, 80_000)  # compared in each direction at the coarsest, the second and all finer levels
 ITERATIONS = (12, 10, 12)
 MARGIN = 0.05  # of what its score leaves to 1: by so much another orientation must beat the header's, at two levels
-UNRELATED = 0.3  # a local correlation below this, at the pose another measure likes, says two contrasts
+UNRELATED = 0.1  # a local correlation at the finest level below this says that intensities do not go together
 # what stands in for a measure while poses are far apart: cheap, turns freely, and sees what the measure sees
 COARSE = {"auto": ("lncc", "cr"), "mse": ("mse",), "ncc": ("ncc",), "lncc": ("lncc",), "cr": ("cr",), "mi": ("cr",),
           "mind": ("cr",), "ngf": ("cr",)}
@@ -60,53 +61,58 @@ def growth(model: Model) -> list[Model]:
     return [MODELS[name] for name in chain[: chain.index(model.name) + 1]] if model.name in chain else [model]
 
 
-def refine(scene: Scene, level: int, name: str, maps: Tensor, models: list[Model]) -> tuple[Tensor, Tensor]:
-    """Refine maps (N, D+1, D+1) in the frame at one level under one measure, through the models in turn → maps, scores (N,)."""
+def look(scene: Scene, level: int, names: tuple[str, ...], around: Tensor | None, points: int | None = None) -> list[Side]:
+    """What least squares compares at a level under one or several measures; oriented ones hold about the map `around`."""
     fixed, moving = scene.canvases[level]
-    points, iterations = scene.effort(level)
-    measure = SIMILARITIES["ncc" if name == "mi" else name]
+    count = points or scene.effort(level)[0]
+    sides: list[Side] = []
+    for name in names:
+        measure = SIMILARITIES["ncc" if name == "mi" else name]
+        sides += sides_of(fixed, moving, measure, scene.frame, count, scene.seed, around if measure.oriented else None)
+    return sides
+
+
+def oriented(names: tuple[str, ...]) -> bool:
+    return any(SIMILARITIES[name].oriented for name in names)
+
+
+def residual(names: tuple[str, ...]) -> str:
+    """How the features of measures taken together are compared; those that are have the same."""
+    return SIMILARITIES[names[0]].residual
+
+
+def refine(scene: Scene, level: int, names: tuple[str, ...], maps: Tensor, models: list[Model]) -> tuple[Tensor, Tensor]:
+    """Refine maps (N, D+1, D+1) in the frame at one level under the mean of the measures, through the models in turn
+    → maps, scores (N,)."""
+    fixed, moving = scene.canvases[level]
+    iterations = scene.effort(level)[1]
     step = max(fixed.mm, moving.mm) / scene.frame.scale
     options = {"iterations": iterations, "tolerance": 0.01 * step, "reach": 4 * step}
-    if not measure.oriented:
-        sides = sides_of(fixed, moving, measure, scene.frame, points, scene.seed)
-        scores = maps.new_zeros(len(maps))
-        if name == "mi":
-            climbed = [climb(sides, one, models[-1], iterations=3 * iterations) for one in maps.split(1)]
-            return torch.cat([m for m, _ in climbed]), torch.cat([s for _, s in climbed])
-        for model in models:
-            maps, scores = levenberg_marquardt(sides, maps, model, measure.residual, **options)
-        return maps, scores
-    done = [_refine_oriented(scene, level, name, one, models, options) for one in maps.split(1)]
-    return torch.cat([m for m, _ in done]), torch.cat([s for _, s in done])
-
-
-def _refine_oriented(scene: Scene, level: int, name: str, one: Tensor, models: list[Model], options: dict) -> tuple[Tensor, Tensor]:
-    """One map under oriented features, which are renewed when it has turned."""
-    fixed, moving = scene.canvases[level]
-    measure, around, score = SIMILARITIES[name], one, one.new_zeros(1)
-
-    def look():
-        return sides_of(fixed, moving, measure, scene.frame, scene.effort(level)[0], scene.seed, around)
-
-    sides = look()
+    if names == ("mi",):
+        sides = look(scene, level, names, None)
+        climbed = [climb(sides, one, models[-1], iterations=3 * iterations) for one in maps.split(1)]
+        return torch.cat([m for m, _ in climbed]), torch.cat([s for _, s in climbed])
+    if oriented(names) and len(maps) > 1:
+        each = [refine(scene, level, names, one, models) for one in maps.split(1)]
+        return torch.cat([m for m, _ in each]), torch.cat([s for _, s in each])
+    around, scores = maps, maps.new_zeros(len(maps))
+    sides = look(scene, level, names, around)
     for model in models:
         for _ in range(4):
-            one, score = levenberg_marquardt(sides, one, model, measure.residual, **options)
-            if not has_turned(one, around):
+            maps, scores = levenberg_marquardt(sides, maps, model, residual(names), **options)
+            if not oriented(names) or not has_turned(maps, around):
                 break
-            around = one
-            sides = look()
-    return one, score
+            around = maps  # the features were made for another pose: make them anew
+            sides = look(scene, level, names, around)
+    return maps, scores
 
 
-def score(scene: Scene, level: int, name: str, one: Tensor) -> float:
+def score(scene: Scene, level: int, names: tuple[str, ...], one: Tensor) -> float:
     """The score of one map (1, D+1, D+1) in the frame: [-1, 1], 1 is best; zero overlap is 0."""
-    fixed, moving = scene.canvases[level]
-    measure = SIMILARITIES["ncc" if name == "mi" else name]
-    sides = sides_of(fixed, moving, measure, scene.frame, scene.effort(level)[0], scene.seed, one if measure.oriented else None)
-    if name == "mi":
+    sides = look(scene, level, names, one)
+    if names == ("mi",):
         return float(information(sides, one))
-    return float(evaluate(sides, one, measure.residual, slopes=False).score)
+    return float(evaluate(sides, one, residual(names), slopes=False).score)
 
 
 def walk(scene: Scene, similarity: str, start: str, given: Tensor | None, refined: bool,
@@ -135,7 +141,7 @@ def walk(scene: Scene, similarity: str, start: str, given: Tensor | None, refine
     for level in range(min(1, len(scene.canvases) - 1), len(scene.canvases)):
         progress(f"{scene.canvases[level][0].mm:.3g} mm", 0.6 + 0.3 * level / len(scene.canvases))
         models = growth(scene.model)[-2:] if level <= 1 else [scene.model]
-        one, _ = refine(scene, level, outcome.similarity, one, models)
+        one, _ = refine(scene, level, tuple(outcome.similarity.split("+")), one, models)
     _lap(outcome, "fine", clock)
     outcome.map = one
     _guard(scene, maps, outcome)
@@ -153,7 +159,7 @@ def _settle(scene: Scene, name: str, pool: list[Candidate], maps: Tensor, uprigh
 
     The header's orientation is the prior: another must win by a margin at both levels, or near-symmetric anatomy flips."""
     models = growth(scene.model)
-    found, coarse = refine(scene, 0, name, maps, models[:2])
+    found, coarse = refine(scene, 0, (name,), maps, models[:2])
     for candidate, value in zip(pool, coarse.tolist(), strict=True):
         outcome.candidates.append({"origin": candidate.origin, "measure": name, "score": round(value, 4)})
     if len(pool) == 1:
@@ -163,7 +169,7 @@ def _settle(scene: Scene, name: str, pool: list[Candidate], maps: Tensor, uprigh
         best = torch.where(upright, coarse, -torch.inf).argmax()
         few = torch.unique(torch.cat([few, best[None]]))
     second = min(1, len(scene.canvases) - 1)
-    later, finer = refine(scene, second, name, found[few], models[-2:])
+    later, finer = refine(scene, second, (name,), found[few], models[-2:])
     win = int(finer.argmax())
     kept = upright[few]
     if bool(kept.any()) and not bool(kept[win]):
@@ -180,9 +186,7 @@ def _settle(scene: Scene, name: str, pool: list[Candidate], maps: Tensor, uprigh
 def _pick(scene: Scene, pool: list[Candidate], maps: Tensor, upright: Tensor, outcome: Outcome) -> Outcome:
     """The best start unrefined, by the coarsest level; the header's orientation again has the prior."""
     name = COARSE[outcome.similarity][-1]
-    fixed, moving = scene.canvases[0]
-    sides = sides_of(fixed, moving, SIMILARITIES[name], scene.frame, POINTS[0], scene.seed)
-    values = evaluate(sides, maps, SIMILARITIES[name].residual, slopes=False).score
+    values = evaluate(look(scene, 0, (name,), None), maps, residual((name,)), slopes=False).score
     outcome.candidates = [{"origin": c.origin, "measure": name, "score": round(v, 4)} for c, v in zip(pool, values.tolist(), strict=True)]
     win = int(values.argmax())
     if bool(upright.any()) and not bool(upright[win]):
@@ -195,33 +199,32 @@ def _pick(scene: Scene, pool: list[Candidate], maps: Tensor, upright: Tensor, ou
 
 def _decide(scene: Scene, similarity: str, poses: list[Tensor], outcome: Outcome) -> Tensor:
     """Which pose goes on and, for `auto`, under which measure: MIND, which neither was optimised for, judges the poses;
-    the local correlation at the better one tells one contrast from two."""
+    the local correlation at the better one tells whether intensities go together."""
     if similarity != "auto":
         return poses[0]
     level = min(1, len(scene.canvases) - 1)
-    judged = [score(scene, level, "mind", pose) for pose in poses]
+    judged = [score(scene, level, ("mind",), pose) for pose in poses]
     win = int(judged[1] > judged[0])
     pose = poses[win]
-    local = score(scene, level, "lncc", pose)
-    outcome.similarity = "lncc" if local >= UNRELATED else "mind"
-    contrast = "as of one contrast" if outcome.similarity == "lncc" else "too low for one contrast"
-    outcome.why = (f"the local correlation at the coarse pose is {local:.2f}, {contrast}; pose found by {COARSE['auto'][win]} "
-                   f"(MIND score {judged[win]:.2f} against {judged[1 - win]:.2f})")
+    local = score(scene, len(scene.canvases) - 1, ("lncc",), pose)
+    related = local >= UNRELATED
+    outcome.similarity = "lncc+ngf" if related else "ngf"
+    outcome.why = (f"the local correlation is {local:.2f} at the coarse pose, "
+                   + ("intensities and edges go together" if related else "only edges can be relied on")
+                   + f"; pose found by {COARSE['auto'][win]} (MIND score {judged[win]:.2f} against {judged[1 - win]:.2f})")
     return pose
 
 
 def _guard(scene: Scene, starts: Tensor, outcome: Outcome) -> None:
     """Never worse than the best start, by one measure on one sample set: the chosen one at the second level."""
     level = min(1, len(scene.canvases) - 1)
-    name = "cr" if SIMILARITIES[outcome.similarity].oriented else outcome.similarity
-    fixed, moving = scene.canvases[level]
-    if name == "mi":
-        name = "cr"
-    sides = sides_of(fixed, moving, SIMILARITIES[name], scene.frame, POINTS[0], scene.seed)
-    values = evaluate(sides, starts, SIMILARITIES[name].residual, slopes=False).score
+    names = tuple(outcome.similarity.split("+"))
+    quick = ("cr",) if names == ("mi",) or oriented(names) else names  # ranks the starts; the measure itself compares
+    values = evaluate(look(scene, level, quick, None, POINTS[0]), starts, residual(quick), slopes=False).score
     best = starts[int(values.argmax())][None]
-    before, after = (score(scene, level, outcome.similarity, one) for one in (best, outcome.map))
+    before, after = (score(scene, level, names, one) for one in (best, outcome.map))
     outcome.scores |= {"best_start": before, "end": after}
     if after < before:
         outcome.map = best
+        outcome.scores["end"] = before
         outcome.notes.append(f"refinement made it worse ({outcome.similarity} {before:.3f} → {after:.3f}); the best start was kept")
