@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-import regkit
 from regkit.errors import OptionError, OverlapError
 from regkit.image import Image
 from regkit.io import read_image, read_transform, sha256
@@ -71,7 +70,7 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
     tell("done", 1.0)
     seconds = {"read": read - began, "pyramid": built - read, **outcome.seconds, "total": time.perf_counter() - began}
     trace = {
-        "versions": {"regkit": regkit.__version__, **{name: version(name) for name in ("torch", "numpy", "nibabel", "SimpleITK")}},
+        "versions": {name: version(name) for name in ("regkit", "torch", "numpy", "nibabel", "SimpleITK")},
         "inputs": {name: _describe(source, scans[name]) for name, source in
                    {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask}.items() if name in scans},
         "seed": settings.seed, "model": settings.model, "device": str(device), "threads": settings.threads or torch.get_num_threads(),
@@ -117,7 +116,8 @@ def _finish(outcome: Outcome, scene: Scene) -> Matrix:
     world = scene.frame.world(outcome.map)
     if scene.model.name != "affine":
         world = scene.model.project(world, scene.frame.centre)
-    return Matrix(world)
+    d = scene.frame.centre.shape[-1]
+    return Matrix(torch.cat([world[:, :d], torch.eye(d + 1, dtype=world.dtype, device=world.device)[None, d:]], 1))
 
 
 def _describe(source: Any, image: Image) -> dict[str, Any]:

@@ -69,7 +69,11 @@ class Matrix:
         return Matrix(self.matrix @ other.matrix)
 
     def inverse(self) -> Matrix:
-        return Matrix(torch.linalg.inv(self.matrix))
+        back = torch.linalg.inv(self.matrix)
+        d = self.ndim
+        if bool((self.matrix[:, d] == torch.eye(d + 1, dtype=back.dtype, device=back.device)[d]).all()):
+            back = torch.cat([back[:, :d], self.matrix[:, d:]], 1)  # an affine map's inverse is affine to the last bit
+        return Matrix(back)
 
     def to(self, device: torch.device | str) -> Matrix:
         return Matrix(self.matrix.to(device))
