@@ -13,19 +13,22 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+_PLAIN = torch.inference_mode(False)  # what is kept may be first asked for under inference_mode, and later need gradients
+
 
 def along(data: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
     """Apply matrix a, (m_a, n_a), along spatial axis a of data (N, C, *S); None leaves an axis as it is. → (N, C, *M)."""
-    for axis, matrix in enumerate(matrices):
-        if matrix is None:
-            continue
-        matrix = matrix.to(data)
-        if axis == len(matrices) - 1:
-            data = data @ matrix.mT
-            continue
-        shape = data.shape
-        flat = data.reshape(-1, shape[axis + 2], math.prod(shape[axis + 3:]))
-        data = (matrix @ flat).reshape(*shape[: axis + 2], len(matrix), *shape[axis + 3:])
+    with torch.autocast(data.device.type, enabled=False):  # voxels keep their precision
+        for axis, matrix in enumerate(matrices):
+            if matrix is None:
+                continue
+            matrix = matrix.to(data)
+            if axis == len(matrices) - 1:
+                data = data @ matrix.mT
+                continue
+            shape = data.shape
+            flat = data.reshape(-1, shape[axis + 2], math.prod(shape[axis + 3:]))
+            data = (matrix @ flat).reshape(*shape[: axis + 2], len(matrix), *shape[axis + 3:])
     return data
 
 
@@ -34,6 +37,7 @@ def _rows(weights: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=256)
+@_PLAIN
 def gaussian(n: int, sigma: float) -> Tensor:
     """(n, n) Gaussian of `sigma` voxels, cut at 4 σ; rows sum to 1, so a constant stays constant up to the border."""
     x = torch.arange(n, dtype=torch.float64)
@@ -42,6 +46,7 @@ def gaussian(n: int, sigma: float) -> Tensor:
 
 
 @lru_cache(maxsize=256)
+@_PLAIN
 def block_mean(n: int, factor: int) -> Tensor:
     """(n // factor, n) means of blocks of `factor` voxels (one block, of all voxels, where there are fewer)."""
     m = max(1, n // factor)
@@ -51,6 +56,7 @@ def block_mean(n: int, factor: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@_PLAIN
 def difference(n: int) -> Tensor:
     """(n, n) central differences per voxel step, one-sided at the ends (zero for a single voxel)."""
     d = torch.zeros(n, n)
@@ -62,17 +68,24 @@ def difference(n: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def spline_coefficients(n: int) -> Tensor:
-    """(n, n) samples → cubic B-spline coefficients, whole-sample mirrored at the ends (Unser 1999), as ITK and scipy have it."""
-    if n == 1:
-        return torch.ones(1, 1)
+@_PLAIN
+def spline_coefficients(n: int, margin: int = 0) -> Tensor:
+    """(n + 2 margin, n) samples → cubic B-spline coefficients, whole-sample mirrored at the ends (Unser 1999), as ITK and
+    scipy have it; the margin holds the mirrored ones beyond each end."""
     band = torch.zeros(n, n, dtype=torch.float64)
     i = torch.arange(n)
     band[i, i] = 4 / 6
     band[i[:-1], i[:-1] + 1] = 1 / 6
     band[i[1:], i[1:] - 1] = 1 / 6
-    band[0, 1], band[-1, -2] = 2 / 6, 2 / 6
-    return torch.linalg.inv(band).float()
+    if n > 1:
+        band[0, 1], band[-1, -2] = 2 / 6, 2 / 6
+    else:
+        band[0, 0] = 1
+    inverse = torch.linalg.inv(band)
+    inverse[inverse.abs() < 1e-12] = 0  # below float32's normal range products become ten times slower
+    period = max(2 * n - 2, 1)
+    place = torch.arange(-margin, n + margin).remainder(period)
+    return inverse[torch.minimum(place, (period - place).remainder(period))].float()
 
 
 def smooth(data: Tensor, sigma: Sequence[float]) -> Tensor:

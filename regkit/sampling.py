@@ -6,20 +6,21 @@ speaks of index points: voxel centres at integers, axes in the order of the arra
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regkit.errors import GeometryError, choose
+from regkit.errors import GeometryError, OptionError, choose
 from regkit.filters import along, block_mean, smooth, spline_coefficients
 from regkit.image import Image
 from regkit.space import Grid, Matrix, Transform
 
 KERNELS = ("linear", "nearest", "cubic", "vote")
-_CHUNK = 1_000_000  # points resampled at a time: bounds memory, and is large enough to keep the cores busy
+_MARGIN = 2  # mirrored spline coefficients kept beyond each end: no tap of a point in the field of view falls off
+_CHUNK = 100_000  # points resampled at a time: few enough to stay near the cores, enough to keep them busy
 
 
 def inside(index: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -31,28 +32,26 @@ def inside(index: Tensor, shape: tuple[int, ...]) -> Tensor:
 def sample(data: Tensor, index: Tensor, kernel: str = "linear") -> Tensor:
     """Values of data (N|1, C, *S) at index points (N|1, P, D) → (N, C, P).
 
-    Beyond the outer voxel centres the border value holds; who needs to know uses `inside`. `linear` and `cubic` are
-    differentiable in data and index. `cubic` expects spline coefficients, see `prepare`. `nearest` keeps any dtype.
+    Beyond the field of view the outermost value holds; who needs to know uses `inside`. `linear` and `cubic` are
+    differentiable in data and index, and read what `prepare` makes. `nearest` keeps any dtype.
     """
+    choose("kernel", kernel, ("linear", "nearest", "cubic"))
     n = max(len(data), len(index))
     if kernel == "nearest":
         return _nearest(data.expand(n, *data.shape[1:]), index.expand(n, *index.shape[1:]))
     if kernel == "cubic":
-        return _cubic(data.expand(n, *data.shape[1:]), index.expand(n, *index.shape[1:]))
-    choose("kernel", kernel, ("linear", "nearest", "cubic"))
+        pairs = zip(data.expand(n, *data.shape[1:]), index.expand(n, *index.shape[1:]), strict=True)
+        return torch.stack([_cubic(coefficients, points) for coefficients, points in pairs])
     ndim, points = data.ndim - 2, index.shape[1]
     size = torch.tensor(data.shape[2:], dtype=index.dtype, device=index.device)
-    coordinates = ((2 * index + 1) / size - 1).flip(-1).to(torch.float32 if data.dtype.is_floating_point else data.dtype)
-    coordinates = coordinates.to(data.dtype).expand(n, -1, -1)
+    coordinates = torch.addcmul(1 / size - 1, index, 2 / size).flip(-1).to(data.dtype).expand(n, -1, -1)
     # torch threads its CPU kernel over the batch only: share the points out over an expanded batch
     parts = torch.get_num_threads() if n == 1 and points > 4096 and data.device.type == "cpu" else 1
-    parts = math.gcd(parts, points) if points % parts else parts
-    shaped = coordinates.reshape(n * parts, *([1] * (ndim - 1)), points // parts, ndim)
+    share = -(-points // parts)
+    coordinates = F.pad(coordinates, (0, 0, 0, share * parts - points)).reshape(n * parts, *[1] * (ndim - 1), share, ndim)
     batch = data.expand(n * parts, *data.shape[1:])
-    values = F.grid_sample(batch, shaped, mode="bilinear", padding_mode="border", align_corners=False)
-    if parts > 1:
-        return values.reshape(parts, data.shape[1], -1).transpose(0, 1).reshape(1, data.shape[1], points)
-    return values.reshape(n, data.shape[1], points)
+    values = F.grid_sample(batch, coordinates, mode="bilinear", padding_mode="border", align_corners=False)
+    return values.reshape(n, parts, -1, share).transpose(1, 2).reshape(n, -1, share * parts)[..., :points]
 
 
 def _nearest(data: Tensor, index: Tensor) -> Tensor:
@@ -69,50 +68,54 @@ def _flat(index: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
 
 
 def _cubic(coefficients: Tensor, index: Tensor) -> Tensor:
-    """Cubic B-spline sum over 4^D coefficients (Unser 1999), whole-sample mirrored at the ends."""
-    ndim = index.shape[-1]
-    flat = coefficients.reshape(*coefficients.shape[:2], -1)
-    base = torch.floor(index)
-    t = index - base
-    weights = torch.stack([(1 - t) ** 3 / 6, (4 - 6 * t**2 + 3 * t**3) / 6,
-                           (1 + 3 * t + 3 * t**2 - 3 * t**3) / 6, t**3 / 6], -1)  # (N, P, D, 4)
-    places = base.long()[..., None] + torch.arange(-1, 3, device=index.device)
-    for axis, n in enumerate(coefficients.shape[2:]):
-        period = max(2 * n - 2, 1)
-        place = places[..., axis, :].remainder(period)
-        places[..., axis, :] = torch.where(place >= n, period - place, place)
-    strides = [math.prod(coefficients.shape[3 + a:]) for a in range(ndim)]
-    total = torch.zeros(*coefficients.shape[:2], index.shape[1], dtype=coefficients.dtype, device=coefficients.device)
-    for taps in itertools.product(range(4), repeat=ndim):
-        where = sum(places[..., a, k] * strides[a] for a, k in enumerate(taps))
-        weight = math.prod(weights[..., a, k] for a, k in enumerate(taps))
-        total = total + flat.gather(2, where[:, None].expand(-1, flat.shape[1], -1)) * weight[:, None]
+    """Cubic B-spline (Unser 1999) of coefficients (C, *S + margins) at index points (P, D) → (C, P)."""
+    place = torch.zeros(len(index), dtype=torch.long, device=index.device)
+    weights = []
+    for axis, padded in enumerate(coefficients.shape[1:]):
+        x = index[:, axis].clamp(-0.5, padded - 2 * _MARGIN - 0.5)
+        base = torch.floor(x.detach())
+        t = (x - base).to(coefficients.dtype)
+        s, tt = 1 - t, t * t
+        last, first = tt * t / 6, s * s * s / 6
+        second = 3 * last - tt + 4 / 6
+        weights.append((first, second, 1 - first - second - last, last))
+        place = place * padded + base.long() + (_MARGIN - 1)
+    return _taps(coefficients.flatten(1), place.expand(len(coefficients), -1), weights, coefficients.stride()[1:])
+
+
+def _taps(flat: Tensor, place: Tensor, weights: Sequence[Sequence[Tensor]], strides: Sequence[int]) -> Tensor:
+    """Weighted sum over the first axis' taps of the weighted sums over the other axes'. flat (C, M), place (C, P) → (C, P)."""
+    if not weights:
+        return flat.gather(1, place)
+    total = _taps(flat, place, weights[1:], strides[1:]) * weights[0][0]
+    for tap, weight in enumerate(weights[0][1:], 1):
+        # a shifted view of the array costs nothing, a shifted copy of the places would
+        total = torch.addcmul(total, _taps(flat[:, tap * strides[0]:], place, weights[1:], strides[1:]), weight)
     return total
 
 
 def prepare(data: Tensor, kernel: str) -> Tensor:
-    """What `sample` reads for a kernel: floating voxels; for `cubic` their spline coefficients."""
+    """What `sample` reads for a kernel: floating voxels; for `cubic` their spline coefficients, with a mirrored margin."""
     if kernel in ("nearest", "vote"):
         return data
     data = data if data.dtype in (torch.float32, torch.float64) else data.float()
-    return along(data, [spline_coefficients(n) if n > 1 else None for n in data.shape[2:]]) if kernel == "cubic" else data
+    return along(data, [spline_coefficients(n, _MARGIN) for n in data.shape[2:]]).contiguous() if kernel == "cubic" else data
 
 
 def index_map(source: Grid, transform: Transform, target: Grid) -> Tensor:
     """Index of `target` → index of `source` through the transform (target world → source world), as (N, D+1, D+1).
 
-    Exact for a Matrix; for other transforms its linearisation at the target's centre."""
-    if isinstance(transform, Matrix):
+    Exact for an affine Matrix; for other transforms the linearisation at the target's centre."""
+    if isinstance(transform, Matrix) and transform.affine:
         return source.inverse @ transform.matrix.to(source.device) @ target.affine
     d = target.ndim
-    middle = torch.tensor([(n - 1) / 2 for n in target.shape], dtype=torch.float64)
-    steps = torch.cat([torch.zeros(1, d), torch.eye(d), -torch.eye(d)]).double() + middle
+    eye = torch.eye(d + 1, dtype=torch.float64, device=target.device)
+    middle = torch.tensor([(n - 1) / 2 for n in target.shape], dtype=torch.float64, device=target.device)
+    steps = torch.cat([torch.zeros_like(middle)[None], eye[:d, :d], -eye[:d, :d]]) / 2 + middle
     image = source.to_index(transform(target.to_world(steps[None])))
-    linear = (image[:, 1: d + 1] - image[:, d + 1:]).mT / 2
-    m = torch.eye(d + 1, dtype=torch.float64).repeat(len(image), 1, 1)
-    m[:, :d, :d] = linear
-    m[:, :d, d] = image[:, 0] - linear @ middle
-    return m
+    linear = (image[:, 1: d + 1] - image[:, d + 1:]).mT
+    shift = image[:, 0] - linear @ middle
+    return torch.cat([torch.cat([linear, shift[..., None]], -1), eye[d:].expand(len(image), 1, -1)], 1)
 
 
 def shrinkage(mapping: Tensor) -> list[float]:
@@ -135,6 +138,14 @@ def antialias(data: Tensor, factors: list[float]) -> tuple[Tensor, tuple[int, ..
     return smooth(data, sigma), blocks
 
 
+def in_blocks(index: Tensor, blocks: Sequence[int]) -> Tensor:
+    """Index points (N, P, D) of an image as index points of its blocks, see `antialias`."""
+    if max(blocks) == 1:
+        return index
+    size = torch.tensor(blocks, dtype=index.dtype, device=index.device)
+    return (index - (size - 1) / 2) / size
+
+
 def _is_identity(mapping: Tensor, source: Grid, target: Grid) -> bool:
     eye = torch.eye(mapping.shape[-1], dtype=mapping.dtype, device=mapping.device)
     reach = max(source.shape)
@@ -148,39 +159,42 @@ def warp(image: Image, transform: Transform, grid: Grid, *, kernel: str = "linea
     image: (N, C, *S); one transform or N of them. kernel: linear, nearest, cubic (B-spline), vote (labels: the commonest
     label within the output voxel). smoothing: anti-alias where the map shrinks the image (linear and cubic only).
     Outside the field of view the result is `fill`. Integer voxels stay integer (rounded, kept in their range).
-    An exact identity returns the voxels as they are. Raises GeometryError if dimensions differ.
+    An exact identity returns the voxels as they are. Raises GeometryError if dimensions differ, OptionError for an unknown
+    kernel or a fill that integers cannot hold.
     """
     choose("interpolation", kernel, KERNELS)
     if image.ndim != grid.ndim or transform.ndim != grid.ndim:
         raise GeometryError(f"warp: a {image.ndim}D image, a {transform.ndim}D transform and a {grid.ndim}D grid do not go together")
+    if not image.data.dtype.is_floating_point and not math.isfinite(fill):
+        raise OptionError(f"fill: {fill} does not fit voxels of {image.data.dtype}; give a finite number")
     mapping = index_map(image.grid, transform, grid)
-    linear_map = isinstance(transform, Matrix)
+    linear_map = isinstance(transform, Matrix) and transform.affine
+    n = max(len(image.data), len(mapping))
     if linear_map and _is_identity(mapping, image.grid, grid):
-        return Image(image.data, grid, image.slice_affine, image.pixels)
-    data, source, factors = image.data, image.grid, shrinkage(mapping)
+        return Image(image.data.expand(n, *image.data.shape[1:]), grid, image.slice_affine, image.pixels)
+    data, blocks, factors = image.data, (1,) * grid.ndim, shrinkage(mapping)
     if kernel in ("linear", "cubic") and smoothing and max(factors) > 1.01:
         data, blocks = antialias(prepare(data, "linear"), factors)
-        source = source.shrink(blocks)
-        mapping = index_map(source, transform, grid)
     data = prepare(data, kernel)
-    n = max(len(data), len(mapping))
-    out = torch.empty((n, image.channels, math.prod(grid.shape)), dtype=data.dtype, device=data.device)
-    per_slab = math.prod(grid.shape[1:])
-    slabs = max(1, _CHUNK // per_slab)
-    for start in range(0, grid.shape[0], slabs):
-        stop = min(start + slabs, grid.shape[0])
-        where = _slab(grid, start, stop, mapping) if linear_map else \
-            source.to_index(transform(grid.to_world(_slab_index(grid, start, stop)))).to(torch.float32)
-        seen = inside(_slab(grid, start, stop, index_map(image.grid, transform, grid)), image.grid.shape) if linear_map \
-            else inside(where, source.shape)
-        values = _vote(data, where, mapping) if kernel == "vote" else sample(data, where, kernel)
-        out[..., start * per_slab: stop * per_slab] = torch.where(seen[:, None], values, _constant(fill, values))
-    return Image(_restore(out.reshape(n, -1, *grid.shape), image.data.dtype), grid)
+
+    out = []
+    step = max(1, _CHUNK // (n * grid.shape[-1]))
+    lines = math.prod(grid.shape[:-1])
+    for low in range(0, lines, step):
+        high = min(low + step, lines)
+        where = (_lines(grid, mapping, low, high) if linear_map else
+                 image.grid.to_index(transform(_lines(grid, grid.affine, low, high)))).float()
+        seen = inside(where, image.grid.shape)
+        values = _vote(data, where, mapping) if kernel == "vote" else sample(data, in_blocks(where, blocks), kernel)
+        out.append(_restore(torch.where(seen[:, None], values, _constant(fill, values)), image.data.dtype))
+    return Image(torch.cat(out, -1).reshape(n, -1, *grid.shape), grid)
 
 
 def _constant(fill: float, like: Tensor) -> Tensor:
-    value = fill if like.dtype.is_floating_point else round(fill)
-    return torch.tensor(value, dtype=torch.float64).to(like)
+    if like.dtype.is_floating_point or like.dtype == torch.bool:
+        return torch.tensor(fill, dtype=torch.float64).to(like)
+    info = torch.iinfo(like.dtype)
+    return torch.tensor(min(max(round(fill), info.min), info.max)).to(like)
 
 
 def _restore(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -189,25 +203,21 @@ def _restore(values: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.bool:
         return values >= 0.5
     info = torch.iinfo(dtype)
-    return values.double().round().clamp(info.min, info.max).to(dtype) if dtype.itemsize > 2 else \
-        values.round().clamp(info.min, info.max).to(dtype)
+    values = values.double() if dtype.itemsize > 2 else values
+    return values.round().clamp(info.min, info.max).to(dtype)
 
 
-def _slab_index(grid: Grid, start: int, stop: int) -> Tensor:
-    axes = [torch.arange(start, stop), *[torch.arange(m) for m in grid.shape[1:]]]
-    return torch.stack(torch.meshgrid(*[a.to(grid.device, torch.float64) for a in axes], indexing="ij"), -1).reshape(1, -1, grid.ndim)
-
-
-def _slab(grid: Grid, start: int, stop: int, mapping: Tensor) -> Tensor:
-    """Index points (N, P, D), float32, of the grid's slices start…stop under a linear index map."""
+def _lines(grid: Grid, mapping: Tensor, low: int, high: int) -> Tensor:
+    """Points (N, P, D), float64, where a linear map of the grid's indices takes its lines low … high along the last axis."""
     d = grid.ndim
-    total = mapping[:, *([None] * d), :d, d]
-    ranges = [(start, stop), *[(0, m) for m in grid.shape[1:]]]
-    for axis, (low, high) in enumerate(ranges):
-        steps = torch.arange(low, high, dtype=torch.float64, device=mapping.device)
-        part = steps[:, None] * mapping[:, None, :d, axis]  # (N, n, D), float64: only the sum is rounded
-        total = total + part.reshape(len(mapping), *[-1 if a == axis else 1 for a in range(d)], d)
-    return total.reshape(len(mapping), -1, d).float()
+    number = torch.arange(low, high, device=grid.device)
+    start = mapping[:, :d, d, None]  # (N, D, lines)
+    for axis in reversed(range(d - 1)):
+        n = grid.shape[axis]
+        start = start + mapping[:, :d, axis, None] * number.remainder(n)
+        number = number.div(n, rounding_mode="floor")
+    steps = torch.arange(grid.shape[-1], dtype=torch.float64, device=grid.device)
+    return (start[..., None] + mapping[:, :d, d - 1, None, None] * steps).flatten(2).mT
 
 
 def _vote(data: Tensor, where: Tensor, mapping: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from regkit.errors import GeometryError, choose
-from regkit.sampling import antialias, index_map, inside, prepare, sample, shrinkage
+from regkit.sampling import antialias, in_blocks, index_map, inside, prepare, sample, shrinkage
 from regkit.space import MODELS, Frame, Grid, Matrix
 
 
@@ -58,7 +58,11 @@ class SpatialTransformer(nn.Module):
         if tuple(moving.shape[2:]) != moving_grid.shape:
             raise GeometryError(f"moving: voxels {tuple(moving.shape)} do not fit moving_grid {moving_grid.shape}")
         if fixed_grid is None:
+            if self.size is not None and len(self.size) != moving_grid.ndim:
+                raise GeometryError(f"size: {self.size} has {len(self.size)} axes, moving has {moving_grid.ndim}; give one number an axis")
             fixed_grid = moving_grid if self.size is None else unit_grid(self.size, moving_grid)
+        if fixed_grid.ndim != moving_grid.ndim:
+            raise GeometryError(f"fixed_grid: is {fixed_grid.ndim}D, moving is {moving_grid.ndim}D; give grids of one dimension")
         fixed_grid, moving_grid = fixed_grid.to(moving.device), moving_grid.to(moving.device)
         return self.resample(moving, self.transform(moving, *others, moving_grid=moving_grid, fixed_grid=fixed_grid),
                              moving_grid, fixed_grid)
@@ -70,6 +74,8 @@ class SpatialTransformer(nn.Module):
         count = self.model.count(d)
         if theta.ndim != 2 or theta.shape[1] != count:
             raise GeometryError(f"localisation: gave θ of shape {tuple(theta.shape)}; the {self.model.name} model in {d}D needs (N, {count})")
+        if len(theta) != len(moving) and 1 not in (len(theta), len(moving)):
+            raise GeometryError(f"localisation: gave {len(theta)} θ for {len(moving)} moving images; give one each, or one for all")
         frame = Frame.of(fixed_grid)
         start = Matrix.shift(moving_grid.centre - fixed_grid.centre)
         # float64 from here to the index map: composed there, cast once
@@ -79,17 +85,14 @@ class SpatialTransformer(nn.Module):
         """moving (N, C, *S) pulled through the transform onto fixed_grid → (N, C, *fixed_grid.shape)."""
         dtype = moving.dtype
         data = moving if dtype in (torch.float32, torch.float64) else moving.float()
-        source, mapping = moving_grid, index_map(moving_grid, transform, fixed_grid)
+        mapping, blocks, d = index_map(moving_grid, transform, fixed_grid), (1,) * moving_grid.ndim, moving_grid.ndim
         factors = shrinkage(mapping.detach())
         if self.smoothing and self.kernel != "nearest" and max(factors) > 1.01:
             data, blocks = antialias(data, factors)
-            source = moving_grid.shrink(blocks)
-            mapping = index_map(source, transform, fixed_grid)
-        d = moving_grid.ndim
         index = fixed_grid.index_points(torch.float64)
         where = (index @ mapping[:, :d, :d].mT + mapping[:, None, :d, d]).to(data.dtype)
-        values = sample(prepare(data, self.kernel), where, self.kernel)
+        values = sample(prepare(data, self.kernel), in_blocks(where, blocks), self.kernel)
         if self.padding == "zeros":
-            values = values * inside(where.detach(), source.shape)[:, None]
+            values = values * inside(where.detach(), moving_grid.shape)[:, None]
         return values.reshape(values.shape[0], -1, *fixed_grid.shape).to(dtype)
 

@@ -19,18 +19,20 @@ from regkit.space.transform import compose
 
 
 def looks_like_labels(image: Image) -> bool:
-    """Whether an image is a label map: one channel of whole numbers, most of which equal their neighbour where any is set."""
+    """Whether an image is a label map: one channel of whole numbers, most of which equal their neighbour even outside the
+    commonest value (the background, of whatever number)."""
     data = image.data
     if image.channels != 1 or (data.dtype.is_floating_point and not bool((data == data.round()).all())):
         return False
+    background = data.flatten()[:: max(1, data.numel() // 100_000)].mode().values
     data = data[0, 0]
     same = pairs = 0
     for axis, n in enumerate(data.shape):
         a, b = data.narrow(axis, 0, n - 1), data.narrow(axis, 1, n - 1)
-        either = (a != 0) | (b != 0)
+        either = (a != background) | (b != background)
         pairs += int(either.sum())
         same += int(((a == b) & either).sum())
-    return pairs == 0 or same > 0.6 * pairs
+    return pairs == 0 or same > 0.5 * pairs
 
 
 def carry_image(image: Image, transform: Transform, like: Image, *, interpolation: str = "auto", fill: float | str = "auto") -> Image:

@@ -11,6 +11,7 @@ that all models share, so sums are made once and then contracted with the model'
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,6 +40,11 @@ class Side:
     forward: bool
     basis: Tensor | None = None
 
+    @cached_property
+    def values(self) -> Tensor:
+        """(1, C + 1, *S): the stack without its gradients."""
+        return torch.cat([self.stack[:, : len(self.features)], self.stack[:, -1:]], 1)
+
 
 @dataclass(frozen=True, eq=False)
 class Equations:
@@ -66,11 +72,12 @@ def make_side(home: Tensor, home_weight: Tensor, home_grid: Grid, chosen: Tensor
     features = home.reshape(home.shape[1], -1)[:, chosen]
     weight = home_weight.flatten()[chosen]
     return Side(u.float(), features, weight, away, to_index, forward,
-                spline_basis(features[0], weight) if residual == "ratio" else None)
+                spline_basis(features[0]) if residual == "ratio" else None)
 
 
-def spline_basis(values: Tensor, weight: Tensor, count: int = 16) -> Tensor:
-    """(Q, P): quadratic B-splines of an intensity, knots at its quantiles, so that each carries like many points."""
+def spline_basis(values: Tensor, count: int = 16) -> Tensor:
+    """(Q, P): quadratic B-splines of an intensity, knots at its quantiles, so that each carries like many points; and the
+    intensity itself, so that one contrast is explained without a rest."""
     ranks = torch.empty_like(values)
     order = values.argsort()
     ordered = values[order]
@@ -80,7 +87,8 @@ def spline_basis(values: Tensor, weight: Tensor, count: int = 16) -> Tensor:
     ranks[order] = (ends - counts.float() / 2)[inverse]
     x = ranks / len(values) * (count - 2)
     distance = (x[None] - (torch.arange(count, device=values.device)[:, None] - 0.5)).abs()
-    return torch.where(distance < 0.5, 0.75 - distance**2, 0.5 * (1.5 - distance).clamp_min(0) ** 2)
+    splines = torch.where(distance < 0.5, 0.75 - distance**2, 0.5 * (1.5 - distance).clamp_min(0) ** 2)
+    return torch.cat([splines, ((values - values.mean()) / values.std().clamp_min(1e-6))[None]])
 
 
 def place(side: Side, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,7 +114,7 @@ def equations(side: Side, maps: Tensor, residual: str, *, slopes: bool = True) -
         values = sample(side.stack, index)
         read, steps, away = values[:, :channels], values[:, channels:-1], values[:, -1]
     else:
-        values = sample(torch.cat([side.stack[:, :channels], side.stack[:, -1:]], 1), index)
+        values = sample(side.values, index)
         read, steps, away = values[:, :channels], None, values[:, -1]
     weight = side.weight * away * seen  # (N, P)
     total = weight.sum(1).clamp_min(1e-6)

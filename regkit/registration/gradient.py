@@ -17,18 +17,16 @@ from regkit.space import Model
 
 
 def information(sides: Sequence[Side], maps: Tensor) -> Tensor:
-    """Mean over the sides of the mutual information at maps (N, D+1, D+1) in the frame, each as a share of what the seen
-    home points could tell, times the share of them that is seen: (N,) in [0, 1], differentiable."""
+    """Mean over the sides of the normalised mutual information (as a share of the joint entropy) at maps (N, D+1, D+1) in
+    the frame, times the root of the share of home points that are seen: (N,) in [0, 1], differentiable."""
     total = maps.new_zeros(len(maps), dtype=torch.float32)
     for side in sides:
         _, index, _ = place(side, maps)
-        read = sample(side.stack, index)
-        seen = inside(index.detach(), tuple(side.stack.shape[2:]))
-        weight = side.weight * read[:, -1].detach() * seen
-        home = side.features[:1].expand(len(maps), -1)
-        most = joint(home, home, weight).clamp_min(1e-6)
+        read = sample(side.values, index)
+        seen = inside(index.detach(), tuple(side.values.shape[2:]))
+        weight = side.weight * read[:, 1].detach() * seen
         share = (weight.sum(1) / side.weight.sum().clamp_min(1e-6)).clamp(0, 1)
-        total = total + joint(read[:, 0], home, weight) / most * share.sqrt()
+        total = total + joint(read[:, 0], side.features.expand(len(maps), -1), weight, normalised=True) * share.sqrt()
     return total / len(sides)
 
 

@@ -13,6 +13,7 @@ from regkit.space import Matrix
 LEAST_OVERLAP, FEW_OVERLAP = 0.02, 0.25  # of the smaller field of view
 FAR_SCALE, ODD_SCALE = 4.0, 1.8  # times, or one over
 ODD_SHEAR = 2.0  # longest over shortest stretch
+UNRELATED, DOUBTFUL = 0.03, 0.1  # similarity at the end
 
 
 def overlap(pair: Pair, transform: Matrix) -> float:
@@ -51,8 +52,10 @@ def look(pair: Pair, transform: Matrix, scores: dict[str, float]) -> dict[str, A
         findings.append(f"the map scales by {scale:.3g}, which is much for scans of one kind")
     if shear > ODD_SHEAR:
         findings.append(f"the map stretches one direction {shear:.2f} times as much as another")
-    if scores["end"] <= 0.0:
+    if scores["end"] < UNRELATED:
         findings.append(f"the scans do not resemble each other at the result (similarity {scores['end']:.3f}, unrelated is 0)")
         hopeless = True
+    elif scores["end"] < DOUBTFUL:
+        findings.append(f"the scans resemble each other little at the result (similarity {scores['end']:.3f})")
     return {"hopeless": hopeless, "findings": findings, "overlap": round(share, 4), "scale": round(scale, 5),
             "shear": round(shear, 5), **{f"similarity_{k}": round(v, 5) for k, v in scores.items()}}

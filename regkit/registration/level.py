@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from regkit.registration.equations import Side, make_side, stack_of
-from regkit.registration.pyramid import Canvas, resample
+from regkit.registration.pyramid import Canvas
 from regkit.similarity import Similarity
 from regkit.space import Frame
 
-TURN = 0.09  # radians (5°): oriented features are renewed when the map has turned or stretched by more
+TURN = 0.035  # radians (2°): oriented features are renewed when the map has turned or stretched by more
 
 
 def sides_of(fixed: Canvas, moving: Canvas, measure: Similarity, frame: Frame, count: int, seed: int,
@@ -29,8 +29,7 @@ def sides_of(fixed: Canvas, moving: Canvas, measure: Similarity, frame: Frame, c
             features, weight, grid = own[not forward], away.weight, away.grid
             to_index = grid.inverse[0] @ frame.inverse[0]
         else:
-            world = frame.world(turned)
-            data, weight = resample(away.data, away.weight, away.grid, away.grid.inverse @ world @ home.grid.affine, home.grid)
+            data, weight = away.source.read(home.grid, frame.world(turned))
             features, grid = measure.features(data, weight), home.grid
             to_index = grid.inverse[0] @ frame.inverse[0] @ torch.linalg.inv(turned)[0]
         chosen = choose_points(home.weight, count, seed)

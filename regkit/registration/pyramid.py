@@ -3,7 +3,6 @@ depends on how a scan is stored."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -18,35 +17,51 @@ _MOST = {2: 600_000, 3: 2_500_000}  # voxels of a canvas
 
 
 @dataclass(frozen=True, eq=False)
+class Smoothed:
+    """A scan ready to be read at steps of about one size: anti-aliased voxels, with their weights where not all count.
+
+    stack: (1, 1 or 2, *S / blocks), values times weights, and weights if `weighted`. grid: before blocks were averaged."""
+
+    stack: Tensor
+    weighted: bool
+    grid: Grid
+    blocks: tuple[int, ...]
+
+    @staticmethod
+    def of(data: Tensor, weight: Tensor | None, grid: Grid, factors: list[float]) -> Smoothed:
+        """data, weight: (1, 1, *S), weight None if all ones. factors: voxels a step, by axis."""
+        stack = data if weight is None else torch.cat([data * weight, weight], 1)
+        stack, blocks = antialias(stack, factors)
+        return Smoothed(stack, weight is not None, grid, blocks)
+
+    def read(self, target: Grid, world: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Values and weights (1, 1, *target) by normalised convolution; world: (1, D+1, D+1) map of target to scan in mm."""
+        mapping = self.grid.inverse @ target.affine if world is None else self.grid.inverse @ world @ target.affine
+        d, device = target.ndim, mapping.device
+        blocks = torch.tensor(self.blocks, dtype=torch.float64, device=device)
+        where = target.index_points(torch.float64) @ mapping[:, :d, :d].mT + mapping[:, None, :d, d]
+        seen = inside(where, self.grid.shape).float()[:, None]
+        values = sample(self.stack, ((where - (blocks - 1) / 2) / blocks).float())
+        if self.weighted:
+            share = values[:, 1:]
+            values, seen = values[:, :1] / share.clamp_min(1e-3), seen * share * (share > 0.05)
+        return values.reshape(1, 1, *target.shape), seen.reshape(1, 1, *target.shape)
+
+
+@dataclass(frozen=True, eq=False)
 class Canvas:
-    """A scan at one level: values and weights (1, 1, *S) on an isotropic grid; weight 0 where nothing was seen."""
+    """A scan at one level: values and weights (1, 1, *S) on an isotropic grid; weight 0 where nothing was seen.
+
+    source: what it was read from, for reading it in another pose without interpolating twice."""
 
     data: Tensor
     weight: Tensor
     grid: Grid
+    source: Smoothed
 
     @property
     def mm(self) -> float:
         return float(self.grid.spacing[0, 0])
-
-
-def resample(data: Tensor, weight: Tensor | None, source: Grid, mapping: Tensor, target: Grid) -> tuple[Tensor, Tensor]:
-    """Values and weights of one scan (1, C, *S) on the target grid, anti-aliased, by normalised convolution.
-
-    mapping: (1, D+1, D+1) index of target → index of source. weight: (1, 1, *S) or None, all ones."""
-    factors = shrinkage(mapping)
-    stack = data if weight is None else torch.cat([data * weight, weight], 1)
-    stack, blocks = antialias(stack, factors)
-    index = target.index_points(torch.float64).to(mapping.device)
-    d = source.ndim
-    where = index @ mapping[:, :d, :d].mT + mapping[:, None, :d, d]
-    seen = inside(where, source.shape).float()[:, None]
-    shift = torch.tensor([(b - 1) / 2 for b in blocks], dtype=torch.float64, device=where.device)
-    values = sample(stack, ((where - shift) / torch.tensor(blocks, dtype=torch.float64, device=where.device)).float())
-    if weight is not None:
-        share = values[:, -1:]
-        values, seen = values[:, :-1] / share.clamp_min(1e-3), seen * share * (share > 0.05)
-    return values.reshape(1, -1, *target.shape), seen.reshape(1, 1, *target.shape)
 
 
 def _window(data: Tensor, weight: Tensor | None) -> Tensor:
@@ -91,9 +106,10 @@ def build(pair: Pair, levels: tuple[float, ...]) -> list[tuple[Canvas, Canvas]]:
         data, grid, canvases = _window(image.data, weight), image.grid, []
         for mm in sorted(levels):
             target = image.grid.canonical(mm)
-            values, seen = resample(data, weight, grid, grid.inverse @ target.affine, target)
-            canvases.insert(0, Canvas(values, seen, target))
-            if math.isclose(mm, min(levels)):  # coarser levels are made from the finest: the same scan, less work
+            source = Smoothed.of(data, weight, grid, shrinkage(grid.inverse @ target.affine))
+            values, seen = source.read(target)
+            canvases.insert(0, Canvas(values, seen, target, source))
+            if mm == min(levels):  # coarser levels are made from the finest: the same scan, less work
                 data, weight, grid = values, seen, target
         sides.append(canvases)
     return list(zip(*sides, strict=True))

@@ -61,7 +61,10 @@ class Registration:
 
     def inverse(self) -> Registration:
         """The same alignment the other way: fixed carried onto moving."""
-        return Registration(self.moving, self.fixed, self.transform.inverse(), self.settings, self.trace | {"inverted": True})
+        inputs = {**self.trace["inputs"], "fixed": self.trace["inputs"]["moving"], "moving": self.trace["inputs"]["fixed"]}
+        notes = [*self.trace["notes"], "the inverse of a registration: what was measured was measured the other way round"]
+        return Registration(self.moving, self.fixed, self.transform.inverse(), self.settings,
+                            {**self.trace, "inputs": inputs, "notes": notes, "seconds": dict(self.trace["seconds"])})
 
     @overload
     def apply(self, item: Image, inverse: bool = False, *, interpolation: str | None = None) -> Image: ...

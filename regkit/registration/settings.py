@@ -49,7 +49,7 @@ class Settings:
         choose("similarity", self.similarity, ("auto", *SIMILARITY_NAMES))
         choose("interpolation", self.interpolation, INTERPOLATION_NAMES)
         choose("device", self.device, ("auto", "cpu", "cuda"))
-        if not self.start.lower().endswith((".tfm", ".h5", ".mat", ".txt")):
+        if not self.start.lower().endswith((".tfm", ".txt", ".h5", ".hdf5", ".mat")):
             choose("start", self.start, START_NAMES)
         self.fill_value(0.0)
         self.level_list()

@@ -20,6 +20,7 @@ from regkit.space import MODELS, Frame, Model
 
 POINTS = (4_000, 20_000, 80_000)  # compared in each direction at the coarsest, the second and all finer levels
 ITERATIONS = (12, 10, 12)
+INFORMATION_POINTS = 20_000  # mutual information needs no more than its histogram has room for
 MARGIN = 0.05  # of what its score leaves to 1: by so much another orientation must beat the header's, at two levels
 UNRELATED = 0.1  # a local correlation at the finest level below this says that intensities do not go together
 # what stands in for a measure while poses are far apart: cheap, turns freely, and sees what the measure sees
@@ -89,7 +90,7 @@ def refine(scene: Scene, level: int, names: tuple[str, ...], maps: Tensor, model
     step = max(fixed.mm, moving.mm) / scene.frame.scale
     options = {"iterations": iterations, "tolerance": 0.01 * step, "reach": 4 * step}
     if names == ("mi",):
-        sides = look(scene, level, names, None)
+        sides = look(scene, level, names, None, min(scene.effort(level)[0], INFORMATION_POINTS))
         climbed = [climb(sides, one, models[-1], iterations=3 * iterations) for one in maps.split(1)]
         return torch.cat([m for m, _ in climbed]), torch.cat([s for _, s in climbed])
     if oriented(names) and len(maps) > 1:
@@ -109,9 +110,9 @@ def refine(scene: Scene, level: int, names: tuple[str, ...], maps: Tensor, model
 
 def score(scene: Scene, level: int, names: tuple[str, ...], one: Tensor) -> float:
     """The score of one map (1, D+1, D+1) in the frame: [-1, 1], 1 is best; zero overlap is 0."""
-    sides = look(scene, level, names, one)
     if names == ("mi",):
-        return float(information(sides, one))
+        return float(information(look(scene, level, names, one, INFORMATION_POINTS), one))
+    sides = look(scene, level, names, one)
     return float(evaluate(sides, one, residual(names), slopes=False).score)
 
 
@@ -192,7 +193,7 @@ def _pick(scene: Scene, pool: list[Candidate], maps: Tensor, upright: Tensor, ou
     if bool(upright.any()) and not bool(upright[win]):
         home = int(torch.where(upright, values, -torch.inf).argmax())
         win = win if float(values[win] - values[home]) > MARGIN * (1 - float(values[home])) else home
-    outcome.map, outcome.similarity = maps[win: win + 1], name
+    outcome.map, outcome.similarity, outcome.why = maps[win: win + 1], name, "the measure that ranks starts; nothing was refined"
     outcome.scores |= {"best_start": float(values[win]), "end": float(values[win])}
     return outcome
 

@@ -28,11 +28,13 @@ def loss(moved: Tensor, fixed: Tensor, weight: Tensor | None = None, *, sigma: f
 
 @full_precision
 def features(image: Tensor, weight: Tensor | None = None, *, sigma: float = 1.0, dilation: int = 1) -> Tensor:
-    """`exp(−(SSD_e − min SSD) / var)` for each edge e between neighbours √2·dilation apart: (N, 1, *S) → (N, 12 | 4, *S).
+    """`exp(−(SSD_e − min SSD) / var)` for each edge e between neighbours √2·dilation apart, less its mean over the edges, so
+    that flat places are zero and count nothing: (N, 1, *S) → (N, 12 | 4, *S).
 
     SSD_e: squared difference of the Gaussian patches (`sigma` voxels) at the edge's two ends; var: its mean over the
     edges, kept within 0.001 to 1000 times the scan's mean."""
-    return null(_descriptor(image, weight, sigma, dilation), weight)
+    descriptor = _descriptor(image, weight, sigma, dilation)
+    return null(descriptor - descriptor.mean(1, keepdim=True), weight)
 
 
 def edges(ndim: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

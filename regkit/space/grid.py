@@ -21,12 +21,24 @@ def apply_matrix(matrix: Tensor, points: Tensor) -> Tensor:
     The matrix may be projective (last row not 0…0 1)."""
     ndim = points.shape[-1]
     m = matrix.to(points)
-    mapped = torch.baddbmm(m[:, None, :ndim, ndim], points, m[:, :ndim, :ndim].mT) if len(m) == len(points) \
-        else points @ m[:, :ndim, :ndim].mT + m[:, None, :ndim, ndim]
-    row = matrix[:, ndim]
-    if bool((row[:, :ndim] != 0).any()) or bool((row[:, ndim] != 1).any()):
-        mapped = mapped / (points @ m[:, ndim, :ndim, None] + m[:, ndim, ndim, None, None])
+    with torch.autocast(points.device.type, enabled=False):  # points keep their precision
+        mapped = torch.baddbmm(m[:, None, :ndim, ndim], points, m[:, :ndim, :ndim].mT) if len(m) == len(points) \
+            else points @ m[:, :ndim, :ndim].mT + m[:, None, :ndim, ndim]
+        if not is_affine(matrix):
+            mapped = mapped / (points @ m[:, ndim, :ndim, None] + m[:, ndim, ndim, None, None])
     return mapped
+
+
+def is_affine(matrix: Tensor) -> bool:
+    """Whether the last row of every matrix (N, D+1, D+1) is 0 … 0 1: not projective."""
+    row = matrix.detach()[:, -1]
+    return bool((row[:, :-1] == 0).all() and (row[:, -1] == 1).all())
+
+
+def invert(matrix: Tensor) -> Tensor:
+    """Inverse of matrices (N, D+1, D+1); that of affine ones is affine to the last bit."""
+    back = torch.linalg.inv(matrix)
+    return torch.cat([back[:, :-1], matrix[:, -1:]], 1) if is_affine(matrix) else back
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +90,8 @@ class Grid:
     @cached_property
     def inverse(self) -> Tensor:
         """(N|1, D+1, D+1) world → index."""
-        return torch.linalg.inv(self.affine)
+        with torch.inference_mode(False):  # kept, and may be needed with gradients later
+            return invert(self.affine)
 
     @cached_property
     def centre(self) -> Tensor:
@@ -118,12 +131,13 @@ class Grid:
 
     def shrink(self, factors: tuple[int, ...]) -> Grid:
         """Grid of blocks of `factors` voxels. The field of view's lower outer edges stay; upper voxels that do not fill
-        a block fall away."""
+        a block fall away. An axis shorter than its factor becomes one block."""
+        factors = tuple(min(k, n) for k, n in zip(factors, self.shape, strict=True))
         scale = torch.eye(self.ndim + 1, dtype=torch.float64, device=self.device)
         for axis, k in enumerate(factors):
             scale[axis, axis] = k
             scale[axis, -1] = (k - 1) / 2
-        return Grid(tuple(max(1, n // k) for n, k in zip(self.shape, factors, strict=True)), self.affine @ scale)
+        return Grid(tuple(n // k for n, k in zip(self.shape, factors, strict=True)), self.affine @ scale)
 
     def canonical(self, mm: float) -> Grid:
         """The axis-aligned isotropic RAS canvas of `mm` voxels that covers this grid's outer edges, centred on it.
@@ -189,7 +203,7 @@ class Frame:
     @cached_property
     def inverse(self) -> Tensor:
         """(N|1, D+1, D+1) frame → world."""
-        return torch.linalg.inv(self.matrix)
+        return invert(self.matrix)
 
     def world(self, matrix: Tensor) -> Tensor:
         """A map given in the frame, (N, D+1, D+1), as a map of world points: `F⁻¹ M F`."""

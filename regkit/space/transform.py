@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regkit.errors import GeometryError
-from regkit.space.grid import apply_matrix
+from regkit.space.grid import apply_matrix, invert, is_affine
 
 
 @runtime_checkable
@@ -62,6 +62,11 @@ class Matrix:
     def ndim(self) -> int:
         return self.matrix.shape[-1] - 1
 
+    @property
+    def affine(self) -> bool:
+        """Whether lines stay parallel, as under all but projective matrices."""
+        return is_affine(self.matrix)
+
     def __call__(self, points: Tensor) -> Tensor:
         return apply_matrix(self.matrix, points)
 
@@ -69,11 +74,7 @@ class Matrix:
         return Matrix(self.matrix @ other.matrix)
 
     def inverse(self) -> Matrix:
-        back = torch.linalg.inv(self.matrix)
-        d = self.ndim
-        if bool((self.matrix[:, d] == torch.eye(d + 1, dtype=back.dtype, device=back.device)[d]).all()):
-            back = torch.cat([back[:, :d], self.matrix[:, d:]], 1)  # an affine map's inverse is affine to the last bit
-        return Matrix(back)
+        return Matrix(invert(self.matrix))
 
     def to(self, device: torch.device | str) -> Matrix:
         return Matrix(self.matrix.to(device))
