@@ -24,7 +24,8 @@ _CHUNK = 100_000  # points resampled at a time: few enough to stay near the core
 
 
 def inside(index: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Whether index points (N, P, D) lie in the field of view, outer edges (half a voxel beyond the centres) included. → (N, P)"""
+    """Whether index points (N, P, D) lie in the field of view, its outer edges (half a voxel beyond the centres) included.
+    → (N, P)"""
     upper = torch.tensor(shape, dtype=index.dtype, device=index.device) - 0.5
     return ((index >= -0.5) & (index <= upper)).all(-1)
 
@@ -164,7 +165,8 @@ def warp(image: Image, transform: Transform, grid: Grid, *, kernel: str = "linea
     """
     choose("interpolation", kernel, KERNELS)
     if image.ndim != grid.ndim or transform.ndim != grid.ndim:
-        raise GeometryError(f"warp: a {image.ndim}D image, a {transform.ndim}D transform and a {grid.ndim}D grid do not go together")
+        raise GeometryError(f"warp: a {image.ndim}D image, a {transform.ndim}D transform and a {grid.ndim}D grid "
+                            "do not go together")
     if not image.data.dtype.is_floating_point and not math.isfinite(fill):
         raise OptionError(f"fill: {fill} does not fit voxels of {image.data.dtype}; give a finite number")
     mapping = index_map(image.grid, transform, grid)
@@ -226,6 +228,6 @@ def _vote(data: Tensor, where: Tensor, mapping: Tensor) -> Tensor:
     count = min(4, max(2, math.ceil(max(shrinkage(mapping)))))
     offsets = (torch.arange(count, device=where.device) + 0.5) / count - 0.5
     steps = torch.cartesian_prod(*[offsets] * d).to(mapping)
-    labels = [sample(data, where + (step @ mapping[:, :d, :d].mT)[:, None].to(where), "nearest") for step in steps]
-    votes = torch.stack([sum((a == b).to(torch.uint8) for b in labels) for a in labels])
-    return torch.stack(labels).gather(0, votes.max(0, keepdim=True).indices)[0]
+    labels = torch.stack([sample(data, where + (step @ mapping[:, :d, :d].mT)[:, None].to(where), "nearest") for step in steps])
+    votes = torch.stack([(labels == label).sum(0, dtype=torch.uint8) for label in labels])
+    return labels.gather(0, votes.max(0, keepdim=True).indices)[0]

@@ -49,7 +49,8 @@ class SpatialTransformer(nn.Module):
         self.padding = choose("padding", padding, ("zeros", "border"))
         self.smoothing = smoothing
 
-    def forward(self, moving: Tensor, *others: Tensor, moving_grid: Grid | None = None, fixed_grid: Grid | None = None) -> Tensor:
+    def forward(self, moving: Tensor, *others: Tensor, moving_grid: Grid | None = None,
+                fixed_grid: Grid | None = None) -> Tensor:
         """moving: (N, C, *S). others: whatever else the localisation looks at, for example the fixed image.
 
         moving_grid, fixed_grid: where they lie in the world (RAS+ mm); without them voxels are 1 mm and both share a centre.
@@ -59,23 +60,29 @@ class SpatialTransformer(nn.Module):
             raise GeometryError(f"moving: voxels {tuple(moving.shape)} do not fit moving_grid {moving_grid.shape}")
         if fixed_grid is None:
             if self.size is not None and len(self.size) != moving_grid.ndim:
-                raise GeometryError(f"size: {self.size} has {len(self.size)} axes, moving has {moving_grid.ndim}; give one number an axis")
+                raise GeometryError(f"size: {self.size} has {len(self.size)} axes, moving has {moving_grid.ndim}; "
+                                    "give one number an axis")
             fixed_grid = moving_grid if self.size is None else unit_grid(self.size, moving_grid)
         if fixed_grid.ndim != moving_grid.ndim:
-            raise GeometryError(f"fixed_grid: is {fixed_grid.ndim}D, moving is {moving_grid.ndim}D; give grids of one dimension")
+            raise GeometryError(f"fixed_grid: is {fixed_grid.ndim}D, moving is {moving_grid.ndim}D; "
+                                "give grids of one dimension")
         fixed_grid, moving_grid = fixed_grid.to(moving.device), moving_grid.to(moving.device)
         return self.resample(moving, self.transform(moving, *others, moving_grid=moving_grid, fixed_grid=fixed_grid),
                              moving_grid, fixed_grid)
 
     def transform(self, moving: Tensor, *others: Tensor, moving_grid: Grid, fixed_grid: Grid) -> Matrix:
-        """The map of fixed-world to moving-world points (mm) the localisation says, (N, D+1, D+1); θ = 0 lays centre on centre."""
+        """The map of fixed-world to moving-world points (mm) the localisation says, (N, D+1, D+1).
+
+        θ = 0 lays centre on centre."""
         theta = self.localisation(moving, *others)
         d = moving_grid.ndim
         count = self.model.count(d)
         if theta.ndim != 2 or theta.shape[1] != count:
-            raise GeometryError(f"localisation: gave θ of shape {tuple(theta.shape)}; the {self.model.name} model in {d}D needs (N, {count})")
+            raise GeometryError(f"localisation: gave θ of shape {tuple(theta.shape)}; "
+                                f"the {self.model.name} model in {d}D needs (N, {count})")
         if len(theta) != len(moving) and 1 not in (len(theta), len(moving)):
-            raise GeometryError(f"localisation: gave {len(theta)} θ for {len(moving)} moving images; give one each, or one for all")
+            raise GeometryError(f"localisation: gave {len(theta)} θ for {len(moving)} moving images; "
+                                "give one each, or one for all")
         frame = Frame.of(fixed_grid)
         start = Matrix.shift(moving_grid.centre - fixed_grid.centre)
         # float64 from here to the index map: composed there, cast once

@@ -124,7 +124,7 @@ def write_transform(transform: Matrix, path: str | Path, *, overwrite: bool = Fa
         raise GeometryError(f"transform: a batch of {len(transform.matrix)}; expected one transform a file")
     dims = transform.ndim
     matrix = matrix_to_lps(transform.matrix[0].detach().cpu())
-    if not torch.equal(matrix[dims], torch.eye(dims + 1, dtype=matrix.dtype)[dims]):
+    if not torch.allclose(matrix[dims], torch.eye(dims + 1, dtype=matrix.dtype)[dims], rtol=0, atol=1e-9):  # rounding is not
         raise GeometryError(f"transform: last row {matrix[dims].tolist()} is projective; an ITK affine file cannot hold it")
     parameters = [v + 0.0 for v in (*matrix[:dims, :dims].flatten().tolist(), *matrix[:dims, dims].tolist())]
     with output_file(path, overwrite=overwrite) as temporary:

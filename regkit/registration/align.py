@@ -57,7 +57,7 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
         given, notes = _given(pair, settings)
         asked = settings.level_list()
         levels = choose_levels(pair) if asked is None else asked
-        canvases = build(pair, levels or choose_levels(pair)[:1])
+        canvases = build(pair, levels or choose_levels(pair)[:1], literal=settings.similarity == "mse")
         frame = Frame.of(pair.fixed.grid)
         scene = Scene(canvases, frame, MODELS[settings.model], settings.seed)
         built = time.perf_counter()

@@ -64,15 +64,12 @@ class Canvas:
         return float(self.grid.spacing[0, 0])
 
 
-def _window(data: Tensor, weight: Tensor | None) -> Tensor:
-    """Robust intensities: the 0.2 … 99.8 percentiles become 0 … 1, what lies beyond is clamped."""
+def _bounds(data: Tensor, weight: Tensor | None) -> tuple[float, float]:
+    """The 0.2 and 99.8 percentiles of what counts, or its ends where those are one value."""
     values = data[weight > 0] if weight is not None else data.flatten()
-    stride = max(1, values.numel() // 200_000)
-    values = values.flatten()[::stride].sort().values
-    low, high = values[int(0.002 * (len(values) - 1))], values[int(0.998 * (len(values) - 1))]
-    if float(high) <= float(low):
-        low, high = values[0], values[-1]
-    return ((data - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    values = values.flatten()[:: max(1, values.numel() // 200_000)].sort().values
+    low, high = float(values[int(0.002 * (len(values) - 1))]), float(values[int(0.998 * (len(values) - 1))])
+    return (low, high) if high > low else (float(data.min()), float(data.max()))
 
 
 def extent(grid: Grid) -> float:
@@ -86,7 +83,7 @@ def choose_levels(pair: Pair) -> tuple[float, ...]:
     coarse = min(extent(pair.fixed.grid), extent(pair.moving.grid)) / _COARSE
     finest_voxel = max(float(pair.fixed.grid.spacing.min()), float(pair.moving.grid.spacing.min()))
     levels = [max(coarse, finest_voxel)]
-    while len(levels) < (3 if pair.ndim == 3 else 5) and levels[-1] / 2 > 0.7 * finest_voxel:
+    while len(levels) < (3 if pair.ndim == 3 else 5) and levels[-1] / 2 > 0.6 * finest_voxel:
         levels.append(levels[-1] / 2)
     return tuple(levels)
 
@@ -98,12 +95,18 @@ def _fitting(grid: Grid, mm: float) -> float:
     return max(mm, (volume / _MOST[grid.ndim]) ** (1 / grid.ndim))
 
 
-def build(pair: Pair, levels: tuple[float, ...]) -> list[tuple[Canvas, Canvas]]:
-    """(fixed, moving) canvases for each level, coarse to fine; a level too fine for memory is made coarser in both scans."""
+def build(pair: Pair, levels: tuple[float, ...], *, literal: bool = False) -> list[tuple[Canvas, Canvas]]:
+    """(fixed, moving) canvases for each level, coarse to fine; a level too fine for memory is made coarser in both scans.
+
+    Intensities are made robust: what `_bounds` gives becomes 0 … 1 and what lies beyond is clamped, by each scan's own
+    bounds or, `literal`, by common ones, for measures that compare intensities as they are."""
     levels = tuple(max(_fitting(pair.fixed.grid, mm), _fitting(pair.moving.grid, mm)) for mm in levels)
     sides = []
-    for image, weight in ((pair.fixed, pair.fixed_weight), (pair.moving, pair.moving_weight)):
-        data, grid, canvases = _window(image.data, weight), image.grid, []
+    bounds = [_bounds(pair.fixed.data, pair.fixed_weight), _bounds(pair.moving.data, pair.moving_weight)]
+    if literal:
+        bounds = [(min(low for low, _ in bounds), max(high for _, high in bounds))] * 2
+    for (image, weight), (low, high) in zip(((pair.fixed, pair.fixed_weight), (pair.moving, pair.moving_weight)), bounds, strict=True):
+        data, grid, canvases = ((image.data - low) / (high - low)).clamp_(0, 1), image.grid, []
         for mm in sorted(levels):
             target = image.grid.canonical(mm)
             source = Smoothed.of(data, weight, grid, shrinkage(grid.inverse @ target.affine))

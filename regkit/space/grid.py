@@ -68,7 +68,8 @@ class Grid:
         if not bool(torch.isfinite(affine).all()):
             raise GeometryError("affine: holds NaN or infinity; repair the header of this file")
         spacing = affine[:, :d, :d].norm(dim=1)
-        if not bool((torch.linalg.det(affine[:, :d, :d]).abs() > 1e-6 * spacing.prod(-1)).all()) or not bool((spacing > 0).all()):
+        volume = torch.linalg.det(affine[:, :d, :d]).abs()
+        if not bool(((volume > 1e-6 * spacing.prod(-1)) & (volume > 0)).all()):
             raise GeometryError(f"affine: singular, two voxel axes coincide or one has no length {affine[0].tolist()}; "
                                 "repair the header of this file")
         object.__setattr__(self, "shape", shape)

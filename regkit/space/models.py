@@ -132,7 +132,9 @@ class Model:
     def exp(self, theta: Tensor, ndim: int) -> Tensor:
         """θ (N, P) → matrices (N, D+1, D+1) in the frame; θ = 0 is exactly the identity. Differentiable; at least float32."""
         theta = theta if theta.dtype == torch.float64 else theta.float()
-        return torch.linalg.matrix_exp(torch.einsum("np,pij->nij", theta, self.generators(ndim).to(theta)))
+        found = torch.linalg.matrix_exp(torch.einsum("np,pij->nij", theta, self.generators(ndim).to(theta)))
+        last = torch.eye(ndim + 1, dtype=theta.dtype, device=theta.device)[ndim:]
+        return torch.cat([found[:, :ndim], last.expand(len(found), 1, -1)], 1)  # affine to the last bit, which matrix_exp is not
 
     def fit(self, p: Tensor, q: Tensor, w: Tensor | None = None) -> Tensor:
         """The member that maps p (N, P, D) best to q, weights w (N, P) ≥ 0: (N, D+1, D+1), determinant > 0."""
