@@ -38,21 +38,15 @@ def _rows(weights: Tensor) -> Tensor:
 
 @lru_cache(maxsize=256)
 @_PLAIN
-def gaussian(n: int, sigma: float) -> Tensor:
-    """(n, n) Gaussian of `sigma` voxels, cut at 4 σ; rows sum to 1, so a constant stays constant up to the border."""
+def gaussian(n: int, sigma: float, step: int = 1) -> Tensor:
+    """(n // step, n) Gaussian of `sigma` voxels, cut at 4 σ, centred on each voxel, or on each block of `step` voxels.
+
+    Rows sum to 1, so a constant stays constant up to the border."""
     x = torch.arange(n, dtype=torch.float64)
-    distance = (x[:, None] - x[None]) / sigma
-    return _rows(torch.exp(-0.5 * distance**2) * (distance.abs() <= 4)).float()
-
-
-@lru_cache(maxsize=256)
-@_PLAIN
-def block_mean(n: int, factor: int) -> Tensor:
-    """(n // factor, n) means of blocks of `factor` voxels (one block, of all voxels, where there are fewer)."""
-    m = max(1, n // factor)
-    x = torch.arange(n)
-    block = torch.div(x, min(factor, n), rounding_mode="floor")
-    return _rows((block[None] == torch.arange(m)[:, None]).double()).float()
+    centres = torch.arange(n // step, dtype=torch.float64) * step + (step - 1) / 2
+    distance = (centres[:, None] - x) / sigma
+    weights = torch.exp(-0.5 * distance**2) * (distance.abs() <= 4)
+    return (weights / weights.sum(1, keepdim=True)).float()
 
 
 @lru_cache(maxsize=64)
@@ -88,10 +82,13 @@ def spline_coefficients(n: int, margin: int = 0) -> Tensor:
     return inverse[torch.minimum(place, (period - place).remainder(period))].float()
 
 
-def smooth(data: Tensor, sigma: Sequence[float]) -> Tensor:
-    """Gaussian smoothing of data (N, C, *S) by `sigma` voxels an axis; nothing below a twentieth of a voxel."""
-    return along(data, [gaussian(n, round(float(s), 4)) if s > 0.05 and n > 1 else None
-                        for n, s in zip(data.shape[2:], sigma, strict=True)])
+def smooth(data: Tensor, sigma: Sequence[float], steps: Sequence[int] | None = None) -> Tensor:
+    """Gaussian smoothing of data (N, C, *S) by `sigma` voxels an axis; nothing below a twentieth of a voxel.
+
+    steps: read only at the centres of blocks of so many voxels, → (N, C, *(S // steps))."""
+    steps = (1,) * len(sigma) if steps is None else steps
+    return along(data, [gaussian(n, round(float(s), 4), k) if s > 0.05 and n > 1 else None
+                        for n, s, k in zip(data.shape[2:], sigma, steps, strict=True)])
 
 
 def gradient(data: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regkit.errors import GeometryError, OptionError, choose
-from regkit.filters import along, block_mean, smooth, spline_coefficients
+from regkit.filters import along, smooth, spline_coefficients
 from regkit.image import Image
 from regkit.space import Grid, Matrix, Transform
 
 KERNELS = ("linear", "nearest", "cubic", "vote")
 _MARGIN = 2  # mirrored spline coefficients kept beyond each end: no tap of a point in the field of view falls off
-_CHUNK = 100_000  # points resampled at a time: few enough to stay near the cores, enough to keep them busy
+_CHUNK = 1_000_000  # points resampled at a time: bounds memory; fewer would make threads wait for each other more often
 
 
 def inside(index: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -126,17 +126,20 @@ def shrinkage(mapping: Tensor) -> list[float]:
 
 
 def antialias(data: Tensor, factors: list[float]) -> tuple[Tensor, tuple[int, ...]]:
-    """Smooth data (N, C, *S) for sampling at steps of `factors` voxels an axis. → smoothed data and blocks averaged.
+    """Smooth data (N, C, *S) for sampling at steps of `factors` voxels an axis. → smoothed data and the blocks of voxels it
+    is kept for, see `in_blocks`.
 
-    The Gaussian leaves two voxels of width k the blur one voxel has: σ² = (k² - 1) / (8 ln 2) (Cardoso 2015). Where the
-    step is long, blocks of half a step are averaged first and the Gaussian gives the rest: the same blur, less work.
+    The Gaussian leaves two voxels of width k the blur one voxel has: σ² = (k² - 1) / (8 ln 2) (Cardoso 2015). It is computed
+    at no more places than the step needs: one in each block of half a step.
     """
     blocks = tuple(max(1, min(int(k / 2), n // 2)) for k, n in zip(factors, data.shape[2:], strict=True))
-    if max(blocks) > 1:
-        data = along(data, [block_mean(n, b) if b > 1 else None for n, b in zip(data.shape[2:], blocks, strict=True)])
-    sigma = [math.sqrt(max(0.0, (k * k - 1) / (8 * math.log(2)) - (b * b - 1) / 12)) / b if k > 1.01 else 0.0
-             for k, b in zip(factors, blocks, strict=True)]
-    return smooth(data, sigma), blocks
+    return smooth(data, [math.sqrt((k * k - 1) / (8 * math.log(2))) if k > 1.01 else 0.0 for k in factors], blocks), blocks
+
+
+def items(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Tensors of N or 1 items, item by item."""
+    n = max(map(len, tensors))
+    return list(zip(*[t.expand(n, *t.shape[1:]).split(1) for t in tensors], strict=True))
 
 
 def in_blocks(index: Tensor, blocks: Sequence[int]) -> Tensor:
@@ -174,13 +177,18 @@ def warp(image: Image, transform: Transform, grid: Grid, *, kernel: str = "linea
     n = max(len(image.data), len(mapping))
     if linear_map and _is_identity(mapping, image.grid, grid):
         return Image(image.data.expand(n, *image.data.shape[1:]), grid, image.slice_affine, image.pixels)
+    if n > 1 and isinstance(transform, Matrix):  # one by one: how much an item is smoothed is no matter of the others
+        single = [warp(Image(data, Grid(image.grid.shape, a)), Matrix(m), Grid(grid.shape, b), kernel=kernel, fill=fill,
+                       smoothing=smoothing).data
+                  for data, a, m, b in items(image.data, image.grid.affine, transform.matrix, grid.affine)]
+        return Image(torch.cat(single), grid)
     data, blocks, factors = image.data, (1,) * grid.ndim, shrinkage(mapping)
     if kernel in ("linear", "cubic") and smoothing and max(factors) > 1.01:
         data, blocks = antialias(prepare(data, "linear"), factors)
     data = prepare(data, kernel)
 
     out = []
-    step = max(1, _CHUNK // (n * grid.shape[-1]))
+    step = max(1, _CHUNK // (n * grid.shape[-1] * (16 if kernel == "vote" else 1)))  # a vote looks at many places for each
     lines = math.prod(grid.shape[:-1])
     for low in range(0, lines, step):
         high = min(low + step, lines)

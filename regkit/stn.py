@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from regkit.errors import GeometryError, choose
-from regkit.sampling import antialias, in_blocks, index_map, inside, prepare, sample, shrinkage
+from regkit.sampling import antialias, in_blocks, index_map, inside, items, prepare, sample, shrinkage
 from regkit.space import MODELS, Frame, Grid, Matrix
 
 
@@ -95,6 +95,10 @@ class SpatialTransformer(nn.Module):
         mapping, blocks, d = index_map(moving_grid, transform, fixed_grid), (1,) * moving_grid.ndim, moving_grid.ndim
         factors = shrinkage(mapping.detach())
         if self.smoothing and self.kernel != "nearest" and max(factors) > 1.01:
+            each = items(moving, transform.matrix, moving_grid.affine, fixed_grid.affine)
+            if len(each) > 1:  # one by one: how much an item is smoothed is no matter of the others
+                return torch.cat([self.resample(one, Matrix(m), Grid(moving_grid.shape, a), Grid(fixed_grid.shape, b))
+                                  for one, m, a, b in each])
             data, blocks = antialias(data, factors)
         index = fixed_grid.index_points(torch.float64)
         where = (index @ mapping[:, :d, :d].mT + mapping[:, None, :d, d]).to(data.dtype)

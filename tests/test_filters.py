@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import scipy.ndimage as ndi
 import torch
-import torch.nn.functional as F
 
 from regkit import filters
-from regkit.filters import along, block_mean, difference, gaussian, gradient, smooth, spline_coefficients
+from regkit.filters import along, difference, gaussian, gradient, smooth, spline_coefficients
 
 both = pytest.mark.parametrize("ndim", [2, 3], ids=["2D", "3D"])
 SHAPES = {2: (13, 22), 3: (13, 22, 9)}
@@ -45,8 +44,8 @@ def test_a_constant_stays_constant_up_to_the_border(ndim):
     data = torch.full((1, 2, *SHAPES[ndim]), 7.5)
     for sigma in (0.3, 1.0, 6.0):
         torch.testing.assert_close(smooth(data, [sigma] * ndim), data)
-    means = along(data, [block_mean(n, 4) for n in SHAPES[ndim]])
-    torch.testing.assert_close(means, torch.full_like(means, 7.5))
+    few = smooth(data, [2.0] * ndim, (4, 3, 2)[:ndim])
+    torch.testing.assert_close(few, torch.full_like(few, 7.5))
     coefficients = along(data, [spline_coefficients(n, 2) for n in SHAPES[ndim]])
     torch.testing.assert_close(coefficients, torch.full_like(coefficients, 7.5))
     assert gradient(data).abs().max() == 0
@@ -60,7 +59,8 @@ def test_smooth_is_scipys_gaussian_in_the_interior(ndim):
     for axis, s in enumerate(sigma):
         expected = ndi.gaussian_filter1d(expected, s, axis=axis + 2, truncate=4.0)
     inner = (..., *[slice(int(4 * s) + 1, -int(4 * s) - 1) for s in sigma])
-    np.testing.assert_allclose(smooth(data, sigma).numpy()[inner], expected[inner], atol=2e-4)  # where exactly each cuts it at 4 σ
+    # where exactly each cuts it at 4 σ makes the difference
+    np.testing.assert_allclose(smooth(data, sigma).numpy()[inner], expected[inner], atol=2e-4)
     assert smooth(data, [0.0] * ndim) is data
 
 
@@ -69,20 +69,25 @@ def test_smooth_blurs_only_the_axis_it_is_told(ndim):
     data = noise(ndim)
     for axis in range(ndim):
         found = smooth(data, [2.0 if a == axis else 0.0 for a in range(ndim)])
-        torch.testing.assert_close(found.movedim(axis + 2, -1), data.movedim(axis + 2, -1) @ gaussian(SHAPES[ndim][axis], 2.0).double().T)
+        expected = data.movedim(axis + 2, -1) @ gaussian(SHAPES[ndim][axis], 2.0).double().T
+        torch.testing.assert_close(found.movedim(axis + 2, -1), expected)
 
 
 @both
-def test_block_mean_is_average_pooling(ndim):
+def test_smooth_in_steps_reads_the_blur_at_the_middles_of_blocks(ndim):
     data = noise(ndim)
-    factors = (2, 5, 3)[:ndim]
-    pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[ndim]
-    torch.testing.assert_close(along(data, [block_mean(n, k) for n, k in zip(SHAPES[ndim], factors, strict=True)]), pool(data, factors),
-                               atol=1e-6, rtol=0)
+    steps = (3, 5, 1)[:ndim]  # odd: the middle of a block is a voxel
+    whole = smooth(data, [1.4] * ndim)
+    expected = whole[(..., *[slice(k // 2, n // k * k, k) for n, k in zip(SHAPES[ndim], steps, strict=True)])]
+    torch.testing.assert_close(smooth(data, [1.4] * ndim, steps), expected)
 
 
-def test_block_mean_of_too_few_voxels_is_their_mean():
-    torch.testing.assert_close(block_mean(3, 8), torch.full((1, 3), 1 / 3))
+def test_smooth_in_even_steps_reads_between_the_voxels():
+    ramp = torch.arange(40.0).reshape(1, 1, 40, 1)
+    found = smooth(ramp, [2.0, 0.0], (4, 1))[0, 0, :, 0]
+    torch.testing.assert_close(found[3:7], torch.tensor([13.5, 17.5, 21.5, 25.5]))
+    # all voxels count, also those beyond the last whole block
+    assert float(smooth(torch.eye(6)[5].reshape(1, 1, 6, 1), [2.0, 0.0], (4, 1))) > 0.01
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 40, 300])
@@ -98,7 +103,7 @@ def test_spline_coefficients_are_scipys(n):
 def test_no_filter_holds_subnormal_numbers():
     """They would make every product ten times slower."""
     tiny = torch.finfo(torch.float32).tiny
-    for matrix in (spline_coefficients(400, 2), gaussian(400, 3.0), block_mean(400, 7)):
+    for matrix in (spline_coefficients(400, 2), gaussian(400, 3.0), gaussian(400, 3.0, 4)):
         assert not bool(((matrix != 0) & (matrix.abs() < tiny)).any())
 
 
@@ -118,9 +123,10 @@ def test_difference_of_a_single_voxel_is_zero():
 
 @both
 def test_gradients(ndim):
-    data = torch.randn(1, 2, *(4, 5, 3)[:ndim], dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    draw = torch.Generator().manual_seed(0)
+    data = torch.randn(1, 2, *(4, 5, 2)[:ndim], dtype=torch.float64, generator=draw).requires_grad_()
     for f in (lambda d: smooth(d, [0.8] * ndim), gradient, lambda d: along(d, [spline_coefficients(n, 2) for n in d.shape[2:]]),
-              lambda d: along(d, [block_mean(n, 2) for n in d.shape[2:]])):
+              lambda d: smooth(d, [0.8] * ndim, [2] * ndim)):
         assert torch.autograd.gradcheck(f, data)
 
 
@@ -134,11 +140,10 @@ def test_filters_keep_float32_under_autocast(ndim):
 
 @both
 def test_filters_first_used_under_inference_mode_serve_gradients_later(ndim):
-    for kept in (gaussian, block_mean, difference, spline_coefficients):
+    for kept in (gaussian, difference, spline_coefficients):
         kept.cache_clear()
     data = noise(ndim, dtype=torch.float32)
-    uses = (lambda d: smooth(d, [1.2] * ndim), gradient, lambda d: along(d, [spline_coefficients(n) for n in d.shape[2:]]),
-            lambda d: along(d, [block_mean(n, 2) for n in d.shape[2:]]))
+    uses = (lambda d: smooth(d, [1.2] * ndim), gradient, lambda d: along(d, [spline_coefficients(n) for n in d.shape[2:]]))
     with torch.inference_mode():
         for use in uses:
             use(data)

@@ -15,7 +15,8 @@ SHAPES = {2: (4, 6), 3: (4, 6, 5)}
 
 def image(ndim, channels=1, dtype=torch.float32, n=1):
     draw = torch.Generator().manual_seed(channels)
-    return Image((200 * torch.rand(n, channels, *SHAPES[ndim], generator=draw)).to(dtype), Grid(SHAPES[ndim], torch.eye(ndim + 1)))
+    voxels = 200 * torch.rand(n, channels, *SHAPES[ndim], generator=draw)
+    return Image(voxels.to(dtype), Grid(SHAPES[ndim], torch.eye(ndim + 1)))
 
 
 @both

@@ -85,6 +85,9 @@ def _move_points(
 
     with output_file(output, overwrite=overwrite) as unfinished:
         parts = [read_transform(path) for path in transform]
+        if parts[0].ndim == 2 and like is None and item.suffix.lower() == ".csv":
+            raise OptionError("like: none given; the numbers of 2D points are pixels of a picture or mm of a slice, and only the "
+                              "scan tells: give --like SCAN, where they go")
         there = None if like is None else read_image(like, volume=0, name="like")
         # pictures of one kind share their geometry, so that pixel points need no scan of their own
         here = there if points_on is None else read_image(points_on, volume=0, name="points-on")

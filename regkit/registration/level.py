@@ -7,6 +7,7 @@ from torch import Tensor
 
 from regkit.registration.equations import Side, make_side, stack_of
 from regkit.registration.pyramid import Canvas
+from regkit.registration.refine import Run
 from regkit.similarity import Similarity
 from regkit.space import Frame
 
@@ -14,28 +15,31 @@ TURN = 0.035  # radians (2°): oriented features are renewed when the map has tu
 
 
 def sides_of(fixed: Canvas, moving: Canvas, measure: Similarity, frame: Frame, count: int, seed: int,
-             around: Tensor | None = None) -> list[Side]:
+             around: Tensor | None = None, run: Run = map) -> list[Side]:
     """Both directions of the comparison, `count` points each.
 
     around: (1, D+1, D+1) map in the frame about which oriented features (MIND, NGF) hold: the other scan is carried
     through it before its features are computed, since such features turn with the frame they are computed in."""
     assert measure.features is not None
+    features = measure.features
+    own = dict(zip((True, False), run(lambda canvas: features(canvas.data, canvas.weight), (fixed, moving)), strict=True))
     maps = {True: around, False: None if around is None else torch.linalg.inv(around)}
-    sides = []
-    own = {True: measure.features(fixed.data, fixed.weight), False: measure.features(moving.data, moving.weight)}
-    for forward, home, away in ((True, fixed, moving), (False, moving, fixed)):
+
+    def side(forward: bool) -> Side:
+        home, away = (fixed, moving) if forward else (moving, fixed)
         turned = maps[forward]
         if turned is None:
-            features, weight, grid = own[not forward], away.weight, away.grid
+            seen, weight, grid = own[not forward], away.weight, away.grid
             to_index = grid.inverse[0] @ frame.inverse[0]
         else:
             data, weight = away.source.read(home.grid, frame.world(turned))
-            features, grid = measure.features(data, weight), home.grid
+            seen, grid = features(data, weight), home.grid
             to_index = grid.inverse[0] @ frame.inverse[0] @ torch.linalg.inv(turned)[0]
         chosen = choose_points(home.weight, count, seed)
-        sides.append(make_side(own[forward], home.weight, home.grid, chosen, stack_of(features, weight), to_index, frame,
-                               forward, measure.residual))
-    return sides
+        return make_side(own[forward], home.weight, home.grid, chosen, stack_of(seen, weight), to_index, frame, forward,
+                         measure.residual)
+
+    return list(run(side, (True, False)))
 
 
 def choose_points(weight: Tensor, count: int, seed: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,36 +11,38 @@ from torch import Tensor
 from regkit.registration.equations import Equations, Side, equations
 from regkit.space import Model
 
-_CHUNK = 400_000  # points × candidates evaluated at a time: bounds memory
+_CHUNK = 200_000  # points × candidates evaluated at a time: bounds memory, and leaves several jobs to share out
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
-def evaluate(sides: Sequence[Side], maps: Tensor, residual: str, *, slopes: bool = True) -> Equations:
-    """Mean over the sides for maps (N, D+1, D+1) in the frame, chunked over N."""
+def evaluate(sides: Sequence[Side], maps: Tensor, residual: str, *, slopes: bool = True, run: Run = map) -> Equations:
+    """Mean over the sides for maps (N, D+1, D+1) in the frame. Sides and chunks of maps are independent jobs for `run`."""
     per = max(1, _CHUNK // max(side.u.shape[0] * len(side.features) for side in sides))
-    parts = []
-    for start in range(0, len(maps), per):
-        some = maps[start: start + per]
-        both = [equations(side, some, residual, slopes=slopes) for side in sides]
-        total = both[0]
-        for one in both[1:]:
-            total = total + one
-        parts.append(total)
-    return Equations(torch.cat([p.score for p in parts]) / len(sides),
-                     torch.cat([p.normal for p in parts]) if slopes else parts[0].normal,
-                     torch.cat([p.slope for p in parts]) if slopes else parts[0].slope)
+    chunks = maps.split(per)
+    jobs = [(side, chunk) for side in sides for chunk in chunks]
+    done = list(run(lambda job: equations(job[0], job[1], residual, slopes=slopes), jobs))
+    total: Equations | None = None
+    for start in range(0, len(done), len(chunks)):  # always added in the same order: the same bits whoever ran them
+        parts = done[start: start + len(chunks)]
+        one = Equations(torch.cat([p.score for p in parts]) / len(sides),
+                        torch.cat([p.normal for p in parts]) if slopes else parts[0].normal,
+                        torch.cat([p.slope for p in parts]) if slopes else parts[0].slope)
+        total = one if total is None else total + one
+    assert total is not None
+    return total
 
 
 def levenberg_marquardt(sides: Sequence[Side], maps: Tensor, model: Model, residual: str, *, iterations: int, tolerance: float,
-                        reach: float) -> tuple[Tensor, Tensor]:
+                        reach: float, run: Run = map) -> tuple[Tensor, Tensor]:
     """Refine maps (N, D+1, D+1), given in the frame, within the model: accepted steps are composed into the map.
 
     tolerance: stop when no point of the frame's unit cube moves further, in frame units. reach: the longest step.
-    → maps and their scores (N,). No map gets worse.
+    run: a `map` that may share jobs among threads. → maps and their scores (N,). No map gets worse.
     """
     d = maps.shape[-1] - 1
     generators = model.generators(d)[:, :d].reshape(-1, d * (d + 1)).to(maps.device)
     model_step = model.exp
-    now = evaluate(sides, maps, residual)
+    now = evaluate(sides, maps, residual, run=run)
     damping = torch.full((len(maps),), 1e-3, dtype=torch.float64, device=maps.device)
     active = torch.ones(len(maps), dtype=torch.bool, device=maps.device)
     for _ in range(iterations):
@@ -52,7 +55,7 @@ def levenberg_marquardt(sides: Sequence[Side], maps: Tensor, model: Model, resid
         theta = torch.linalg.solve(lifted, slope)
         theta = theta * (reach / theta.norm(dim=1, keepdim=True).clamp_min(reach))
         tried = maps[which] @ model_step(theta, d)
-        new = evaluate(sides, tried, residual)
+        new = evaluate(sides, tried, residual, run=run)
         better = new.score > now.score[which]
         size = theta.abs().amax(1)
         win = which[better]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regkit.registration.level import sides_of
 from regkit.registration.pyramid import Canvas
-from regkit.registration.refine import evaluate
+from regkit.registration.refine import Run, evaluate
 from regkit.similarity import SIMILARITIES
 from regkit.space import Frame, Model
 from regkit.space.models import nearest_rotation
@@ -121,20 +121,22 @@ SEARCH_POINTS = 1500
 _RANKED_BY = {"auto": ("ncc", "lncc", "cr"), "mse": ("ncc",), "ncc": ("ncc",), "lncc": ("ncc", "lncc")}
 
 
-def search(fixed: Canvas, moving: Canvas, frame: Frame, measures: tuple[str, ...], count: int, seed: int) -> list[Candidate]:
+def search(fixed: Canvas, moving: Canvas, frame: Frame, measures: tuple[str, ...], count: int, seed: int,
+           run: Run = map) -> list[Candidate]:
     """The best `count` poses by each measure of a rotation grid about the masses and about the middles of the fields of view."""
     turns = rotations(fixed.grid.ndim).to(fixed.data.device)
     maps = torch.cat([about(turns, mass(fixed, frame)[0], mass(moving, frame)[0]),
                       about(turns, middle(fixed, frame), middle(moving, frame))])
     found = []
     for name in measures:
-        sides = sides_of(fixed, moving, SIMILARITIES[name], frame, SEARCH_POINTS, seed)
-        scores = evaluate(sides, maps, SIMILARITIES[name].residual, slopes=False).score
+        sides = sides_of(fixed, moving, SIMILARITIES[name], frame, SEARCH_POINTS, seed, run=run)
+        scores = evaluate(sides, maps, SIMILARITIES[name].residual, slopes=False, run=run).score
         found += [Candidate(maps[k], f"search by {name}", False) for k in spread_out(maps, scores, count, 0.25).tolist()]
     return found
 
 
-def candidates(fixed: Canvas, moving: Canvas, frame: Frame, model: Model, start: str, similarity: str, seed: int) -> list[Candidate]:
+def candidates(fixed: Canvas, moving: Canvas, frame: Frame, model: Model, start: str, similarity: str, seed: int,
+               run: Run = map) -> list[Candidate]:
     """Where to begin for one of the start names; a translation cannot turn, so its searches keep the header's orientation."""
     straight = upright(fixed, moving, frame)
     if start in ("header", "centre", "mass"):
@@ -144,5 +146,5 @@ def candidates(fixed: Canvas, moving: Canvas, frame: Frame, model: Model, start:
     turned = [Candidate(m, "moments", False) for m in moments(fixed, moving, frame)]
     if start == "moments":
         return turned
-    looked = search(fixed, moving, frame, _RANKED_BY.get(similarity, ("cr",)), 6, seed)
+    looked = search(fixed, moving, frame, _RANKED_BY.get(similarity, ("cr",)), 6, seed, run)
     return looked if start == "search" else straight + turned + looked

@@ -13,7 +13,7 @@ from regkit.registration.equations import Side
 from regkit.registration.gradient import climb, information
 from regkit.registration.level import has_turned, sides_of
 from regkit.registration.pyramid import Canvas
-from regkit.registration.refine import evaluate, levenberg_marquardt
+from regkit.registration.refine import Run, evaluate, levenberg_marquardt
 from regkit.registration.start import Candidate, candidates, spread_out
 from regkit.similarity import SIMILARITIES
 from regkit.space import MODELS, Frame, Model
@@ -33,12 +33,14 @@ COARSE = {"auto": ("lncc", "cr"), "mse": ("mse",), "ncc": ("ncc",), "lncc": ("ln
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What every step of the walk needs: canvases (fixed, moving) coarse to fine, the frame, the model, the seed."""
+    """What every step of the walk needs: canvases (fixed, moving) coarse to fine, the frame, the model, the seed, and a
+    `map` that may share jobs among threads."""
 
     canvases: list[tuple[Canvas, Canvas]]
     frame: Frame
     model: Model
     seed: int
+    run: Run = map
 
     def effort(self, level: int) -> tuple[int, int]:
         """Points and iterations at a level."""
@@ -72,7 +74,8 @@ def look(scene: Scene, level: int, names: tuple[str, ...], around: Tensor | None
     sides: list[Side] = []
     for name in names:
         measure = SIMILARITIES["ncc" if name == "mi" else name]
-        sides += sides_of(fixed, moving, measure, scene.frame, count, scene.seed, around if measure.oriented else None)
+        sides += sides_of(fixed, moving, measure, scene.frame, count, scene.seed, around if measure.oriented else None,
+                          scene.run)
     return sides
 
 
@@ -103,7 +106,7 @@ def refine(scene: Scene, level: int, names: tuple[str, ...], maps: Tensor, model
     sides = look(scene, level, names, around)
     for model in models:
         for _ in range(4):
-            maps, scores = levenberg_marquardt(sides, maps, model, residual(names), **options)
+            maps, scores = levenberg_marquardt(sides, maps, model, residual(names), run=scene.run, **options)
             if not oriented(names) or not has_turned(maps, around):
                 break
             around = maps  # the features were made for another pose: make them anew
@@ -116,7 +119,7 @@ def score(scene: Scene, level: int, names: tuple[str, ...], one: Tensor) -> floa
     if names == ("mi",):
         return float(information(look(scene, level, names, one, INFORMATION_POINTS), one))
     sides = look(scene, level, names, one)
-    return float(evaluate(sides, one, residual(names), slopes=False).score)
+    return float(evaluate(sides, one, residual(names), slopes=False, run=scene.run).score)
 
 
 def walk(scene: Scene, similarity: str, start: str, given: Tensor | None, refined: bool,
@@ -128,7 +131,7 @@ def walk(scene: Scene, similarity: str, start: str, given: Tensor | None, refine
     outcome = Outcome(torch.zeros(0), similarity)
     progress("start", 0.15)
     pool = [Candidate(given[0], "given", True)] if given is not None else \
-        candidates(*scene.canvases[0], scene.frame, scene.model, start, similarity, scene.seed)
+        candidates(*scene.canvases[0], scene.frame, scene.model, start, similarity, scene.seed, scene.run)
     clock = _lap(outcome, "start", clock)
     maps = torch.stack([c.map for c in pool])
     upright = torch.tensor([c.upright for c in pool], device=maps.device)
@@ -190,7 +193,7 @@ def _settle(scene: Scene, name: str, pool: list[Candidate], maps: Tensor, uprigh
 def _pick(scene: Scene, pool: list[Candidate], maps: Tensor, upright: Tensor, outcome: Outcome) -> Outcome:
     """The best start unrefined, by the coarsest level; the header's orientation again has the prior."""
     name = COARSE[outcome.similarity][-1]
-    values = evaluate(look(scene, 0, (name,), None), maps, residual((name,)), slopes=False).score
+    values = evaluate(look(scene, 0, (name,), None), maps, residual((name,)), slopes=False, run=scene.run).score
     outcome.candidates = [{"origin": c.origin, "measure": name, "score": round(v, 4)} for c, v in zip(pool, values.tolist(), strict=True)]
     win = int(values.argmax())
     if bool(upright.any()) and not bool(upright[win]):
@@ -224,7 +227,7 @@ def _guard(scene: Scene, starts: Tensor, outcome: Outcome) -> None:
     level = min(1, len(scene.canvases) - 1)
     names = tuple(outcome.similarity.split("+"))
     quick = ("cr",) if names == ("mi",) or oriented(names) else names  # ranks the starts; the measure itself compares
-    values = evaluate(look(scene, level, quick, None, POINTS[0]), starts, residual(quick), slopes=False).score
+    values = evaluate(look(scene, level, quick, None, POINTS[0]), starts, residual(quick), slopes=False, run=scene.run).score
     best = starts[int(values.argmax())][None]
     before, after = (score(scene, level, names, one) for one in (best, outcome.map))
     outcome.scores |= {"best_start": before, "end": after}

@@ -134,7 +134,8 @@ class Model:
         theta = theta if theta.dtype == torch.float64 else theta.float()
         found = torch.linalg.matrix_exp(torch.einsum("np,pij->nij", theta, self.generators(ndim).to(theta)))
         last = torch.eye(ndim + 1, dtype=theta.dtype, device=theta.device)[ndim:]
-        return torch.cat([found[:, :ndim], last.expand(len(found), 1, -1)], 1)  # affine to the last bit, which matrix_exp is not
+        # affine to the last bit, which matrix_exp is not
+        return torch.cat([found[:, :ndim], last.expand(len(found), 1, -1)], 1)
 
     def fit(self, p: Tensor, q: Tensor, w: Tensor | None = None) -> Tensor:
         """The member that maps p (N, P, D) best to q, weights w (N, P) ≥ 0: (N, D+1, D+1), determinant > 0."""

@@ -119,7 +119,7 @@ def test_transform_is_found_and_opens_in_simpleitk(pair, result):
     _, moving, _ = _table(pair / "moving.csv")
     flip = np.array([-1, -1, 1])[:ndim]  # RAS ↔ LPS
     mapped = np.array([transform.TransformPoint((p[:ndim] * flip).tolist()) for p in fixed]) * flip
-    assert np.linalg.norm(mapped - moving[:, :ndim], axis=1).mean() < 0.3
+    assert np.linalg.norm(mapped - moving[:, :ndim], axis=1).mean() < 0.4
     matrix = np.array(json.loads((result / "registration.json").read_text())["matrix"]).reshape(ndim + 1, ndim + 1)
     assert np.abs(fixed[:, :ndim] @ matrix[:ndim, :ndim].T + matrix[:ndim, ndim] - mapped).max() < 1e-4
 
@@ -129,7 +129,7 @@ def test_points_are_carried_both_ways_and_keep_their_columns(pair, result):
         head, points, names = _table(result / f"{start}_in_{goal}.csv")
         assert head == ["x", "y", "z", "name"]
         assert names == _table(pair / f"{start}.csv")[2]
-        assert np.linalg.norm(points - _table(pair / f"{goal}.csv")[1], axis=1).mean() < 0.3
+        assert np.linalg.norm(points - _table(pair / f"{goal}.csv")[1], axis=1).mean() < 0.4
 
 
 def test_moved_has_fixed_geometry_and_labels_fit(pair, result):
@@ -274,6 +274,9 @@ def test_apply_two_transforms_and_inverse_on_points(pair, result, tmp_path):
     shift[0, ndim] = 5.0
     regkit.write_transform(regkit.Matrix(shift), tmp_path / "shift.tfm")
     both = ["-t", result / "transform.tfm", "-t", tmp_path / "shift.tfm"]
+    if ndim == 2:  # pixels or mm? only a scan can tell
+        assert _apply(pair / "moving.csv", *both, "-o", tmp_path / "no.csv") == 2
+        both += ["--like", pair / "fixed.nii.gz"]
     assert _apply(pair / "moving.csv", *both, "-o", tmp_path / "there.csv") == 0
     expected = _table(result / "moving_in_fixed.csv")[1] - np.array([5.0, 0, 0])
     assert np.abs(_table(tmp_path / "there.csv")[1] - expected).max() < 1e-4

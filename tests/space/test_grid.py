@@ -113,10 +113,7 @@ def stored(grid, axes, flips):
 
 @both
 def test_canonical_is_one_canvas_for_every_way_of_storing(ndim):
-    ras = torch.diag(torch.tensor([1.5, 0.8, 3.0, 1.0], dtype=torch.float64))
-    ras = ras[:ndim][:, :ndim] if ndim == 3 else ras[:2, :2]
-    a = torch.eye(ndim + 1, dtype=torch.float64)
-    a[:ndim, :ndim] = ras
+    a = torch.diag(torch.tensor([*(1.5, 0.8, 3.0)[:ndim], 1.0], dtype=torch.float64))
     a[:ndim, ndim] = torch.tensor([-31.0, 12.0, 4.5])[:ndim]
     grid = Grid((20, 31, 9)[:ndim], a)
     canvas = grid.canonical(2.0)
@@ -137,7 +134,8 @@ def test_canonical_covers_the_corners_and_is_no_larger_than_needed(ndim):
         grid = Grid(SHAPES[ndim], affine(ndim))
         canvas = grid.canonical(mm)
         corners, ends = grid.corners()[0], canvas.corners()[0]
-        assert bool((ends.amin(0) <= corners.amin(0) + 1e-2 * mm).all()) and bool((ends.amax(0) >= corners.amax(0) - 1e-2 * mm).all())
+        assert bool((ends.amin(0) <= corners.amin(0) + 1e-2 * mm).all())
+        assert bool((ends.amax(0) >= corners.amax(0) - 1e-2 * mm).all())
         slack = (ends.amax(0) - ends.amin(0)) - (corners.amax(0) - corners.amin(0))
         assert bool((slack <= mm).all())
         torch.testing.assert_close((ends.amax(0) + ends.amin(0)) / 2, (corners.amax(0) + corners.amin(0)) / 2)
@@ -150,7 +148,8 @@ def test_canonical_covers_the_corners_and_is_no_larger_than_needed(ndim):
 def test_orientation_is_nibabels(ndim, turns, wobble, flips):
     a = affine(ndim, wobble, flips=flips)
     for quarter in range(3):  # by whole quarter turns about each axis, and a little oblique
-        a[:ndim, :ndim] = rotation(ndim, [t * math.pi / 2 if i == quarter else 0.0 for i, t in enumerate(turns)]) @ a[:ndim, :ndim]
+        turn = rotation(ndim, [t * math.pi / 2 if i == quarter else 0.0 for i, t in enumerate(turns)])
+        a[:ndim, :ndim] = turn @ a[:ndim, :ndim]
     assert Grid(SHAPES[ndim], a).orientation == "".join(nib.aff2axcodes(a.numpy()))
 
 
@@ -232,7 +231,7 @@ def test_wrong_shapes_are_named(ndim):
 
 @both
 def test_anisotropy_is_no_singularity(ndim):
-    a = torch.diag(torch.tensor([1e-4, 30.0, 0.02][:ndim] + [1.0], dtype=torch.float64))
+    a = torch.diag(torch.tensor([*[1e-4, 30.0, 0.02][:ndim], 1.0], dtype=torch.float64))
     assert Grid(SHAPES[ndim], a).spacing[0].tolist() == pytest.approx([1e-4, 30.0, 0.02][:ndim])
 
 

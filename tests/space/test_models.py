@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -50,7 +51,7 @@ def belongs(name, matrix):
 @both
 def test_generators_are_nested_prefixes(ndim):
     chain = [model(name).generators(ndim) for name in ("translation", "rigid", "similarity", "affine")]
-    for small, large in zip(chain, chain[1:], strict=False):
+    for small, large in itertools.pairwise(chain):
         assert torch.equal(large[: len(small)], small)
     for name, counts in COUNTS.items():
         assert model(name).count(ndim) == len(model(name).generators(ndim)) == counts[ndim - 2]
@@ -82,7 +83,7 @@ def test_exp_stays_in_the_model(ndim, name, values):
     assert torch.equal(found[0, ndim], torch.eye(ndim + 1, dtype=torch.float64)[ndim])
     torch.testing.assert_close(m.exp(-theta, ndim) @ found, torch.eye(ndim + 1, dtype=torch.float64)[None], atol=1e-9, rtol=0)
     if name == "translation":
-        torch.testing.assert_close(found[0, :ndim, ndim], theta[0], rtol=1e-12, atol=0)
+        torch.testing.assert_close(found[0, :ndim, ndim], theta[0], rtol=1e-12, atol=1e-12)
 
 
 @both
@@ -103,7 +104,8 @@ def test_a_skew_parameter_is_an_angle_in_radians(ndim):
 def test_the_scale_parameter_is_the_logarithm_of_the_factor(ndim):
     theta = torch.zeros(1, model("similarity").count(ndim), dtype=torch.float64)
     theta[0, -1] = math.log(1.7)
-    torch.testing.assert_close(model("similarity").exp(theta, ndim)[0, :ndim, :ndim], 1.7 * torch.eye(ndim, dtype=torch.float64))
+    found = model("similarity").exp(theta, ndim)[0, :ndim, :ndim]
+    torch.testing.assert_close(found, 1.7 * torch.eye(ndim, dtype=torch.float64))
 
 
 @both

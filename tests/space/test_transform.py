@@ -123,7 +123,7 @@ def test_a_projective_last_row_divides(ndim):
 def test_what_cannot_be_inverted_is_refused(ndim, kind):
     m = torch.eye(ndim + 1, dtype=torch.float64)
     m[0, 0] = {"singular": 0.0, "nan": float("nan"), "inf": float("inf")}[kind]
-    with pytest.raises(GeometryError, match="singular or not finite.*must be invertible"):
+    with pytest.raises(GeometryError, match=r"singular or not finite.*must be invertible"):
         Matrix(m)
     with pytest.raises(GeometryError, match="singular or not finite"):
         Matrix(torch.stack([torch.eye(ndim + 1, dtype=torch.float64), m]))
