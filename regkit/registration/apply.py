@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -89,7 +89,8 @@ def apply(item: np.ndarray, transforms: Sequence[Transform], like: Image | None 
           interpolation: str = "auto", fill: float | str = "auto") -> np.ndarray: ...
 
 
-def apply(item, transforms, like=None, *, inverse=False, interpolation="auto", fill="auto"):
+def apply(item: Any, transforms: Sequence[Transform], like: Image | None = None, *, inverse: bool = False,
+          interpolation: str = "auto", fill: float | str = "auto") -> Any:
     """Carry an image, a label map or points from moving to fixed (`inverse=True`: from fixed to moving).
 
     item: Image; Points; or an array or tensor of points (P, D), RAS mm.
