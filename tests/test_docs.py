@@ -217,7 +217,8 @@ def test_figures_of_the_method_are_those_of_the_code():
     a, b, c = walk.POINTS
     i, j, k = walk.ITERATIONS
     for figure in (f"at most {a:,} at the coarsest level, {b:,} at the second, {c:,}\nat finer", f"At most {i} iterations",
-                   f"{j} at the second, {k} at finer", f"more than {walk.MARGIN} of what", f"at {walk.UNRELATED_FINE} or more ({walk.UNRELATED[2]} with two levels, {walk.UNRELATED[1]} with one",
+                   f"{j} at the second, {k} at finer", f"more than {walk.MARGIN} of what",
+                   f"at {walk.UNRELATED_FINE} or more ({walk.UNRELATED[2]} with two levels, {walk.UNRELATED[1]} with one",
                    f"more than {level.TURN} (", f"edges / {pyramid._COARSE} (", f"scored at {start.SEARCH_POINTS:,} points",
                    f"{len(start.rotations(3)):,} rotations", f"{len(start.rotations(2))} angles",
                    f"below {guard.FEW_OVERLAP:.0%}".replace("%", " %"), f"below {guard.LEAST_OVERLAP:.0%}".replace("%", " %"),

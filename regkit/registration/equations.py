@@ -154,7 +154,7 @@ def _seen_share(side: Side, weight: Tensor, residual: str) -> Tensor:
 
 def _moment(h: Tensor, zt: Tensor, factor: Tensor) -> Tensor:
     """Σ_p factor h ⊗ ũ for factor (N, Q, P), h (N, 1, D, P): (N, Q, D (D+1))."""
-    n, q, _ = factor.shape
+    n = len(factor)
     outer = (h[:, 0].mT[..., :, None] * zt[..., None, :]).reshape(n, zt.shape[1], -1)
     return factor @ outer
 
