@@ -16,7 +16,7 @@ UNRELATED = 0.25  # of unrelated noise, measured: 0.24 to 0.26 in 2D, 0.14 to 0.
 
 
 @full_precision
-def loss(moved: Tensor, fixed: Tensor, weight: Tensor | None = None, *, sigma: float = 1.0, dilation: int = 1) -> Tensor:
+def loss(moved: Tensor, fixed: Tensor, weight: Tensor | None = None, *, sigma: float = 0.6, dilation: int = 1) -> Tensor:
     """Weighted mean squared difference of the descriptors: (N, C, *S), (N, C, *S), (N, 1, *S) → (N,)."""
     n, c = moved.shape[:2]
     w = each_channel(weight, c)
@@ -27,7 +27,7 @@ def loss(moved: Tensor, fixed: Tensor, weight: Tensor | None = None, *, sigma: f
 
 
 @full_precision
-def features(image: Tensor, weight: Tensor | None = None, *, sigma: float = 1.0, dilation: int = 1) -> Tensor:
+def features(image: Tensor, weight: Tensor | None = None, *, sigma: float = 0.6, dilation: int = 1) -> Tensor:
     """`exp(−(SSD_e − min SSD) / var)` for each edge e between neighbours √2·dilation apart, less its mean over the edges, so
     that flat places are zero and count nothing: (N, 1, *S) → (N, 12 | 4, *S).
 
