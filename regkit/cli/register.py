@@ -202,6 +202,8 @@ def summary(result: Registration, folder: Path) -> list[str]:
     lines = [f"model       {result.settings.model}",
              f"similarity  {chosen.get('similarity', result.settings.similarity)}"
              + (f" ({chosen['why']})" if chosen.get("why") else "")]
+    change = record["similarity"]
+    lines.append(f"agreement   {change['before']:.3f} where the headers put them, {change['after']:.3f} now (1 is equal, 0 unrelated)")
     seconds = record.get("seconds", {})
     if seconds:
         lines.append(f"seconds     {seconds.get('total', sum(seconds.values())):.1f}")
