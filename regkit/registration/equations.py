@@ -6,12 +6,17 @@ points of the moving scan, fixed features read at T⁻¹(y). Using both makes al
 All geometry is in the frame F of `space.Frame`: u = F(x). For a step T ← T ∘ F⁻¹ exp(Σ θ_p G_p) F the value read at a point
 changes by `h · (G_p ũ)` with h the feature's gradient in frame coordinates and ũ = (u, 1): a matrix of D × (D+1) numbers
 that all models share, so sums are made once and then contracted with the model's generators.
+
+The gradient is the home scan's, as in inverse composition (Baker & Matthews 2004): where scans agree both have the same, the
+Jacobian and its normal matrix are then made once a side, and a step costs one look at the other scan and one product. With
+both sides together a step follows the mean of both scans' gradients, which converges at second order (Benhimane & Malis
+2004). The correlation ratio, whose scans differ in contrast, takes the other scan's gradient anew at every step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,25 +30,24 @@ from regkit.space import Frame, Grid
 class Side:
     """One direction of a comparison.
 
-    u: (P, D) frame coordinates of the home points. features: (C, P) and weight: (P,) there.
-    stack: (1, C (1 + D) + 1, *S) features, their index gradients and weight of the other scan.
-    to_index: (D+1, D+1) float64, from the frame to the index of `stack`, after the map has been applied.
-    forward: whether the home points are the fixed scan's.
-    basis: (Q, P) functions of the home intensity, for the correlation ratio.
+    u: (P, D) frame coordinates of the home points. features: (C, P) and weight: (P,) there. energy: (P,), how much of what
+    is to be compared each point carries. forward: whether the home points are the fixed scan's.
+    volume: (1, C + 1, *S) features and weight of the other scan; for the correlation ratio (1, 2 + D, *S), index gradients
+    between them. to_index: (D+1, D+1) float64, from the frame to the index of `volume`, after the map has been applied.
+    jacobian: (C P, D (D+1)) home gradients h ⊗ ũ; normal: their normal matrix were all points seen.
+    basis: (Q, P) functions of the home intensity, for the correlation ratio, which has no jacobian.
     """
 
     u: Tensor
     features: Tensor
     weight: Tensor
-    stack: Tensor
+    energy: Tensor
+    volume: Tensor
     to_index: Tensor
     forward: bool
+    jacobian: Tensor | None = None
+    normal: Tensor | None = None
     basis: Tensor | None = None
-
-    @cached_property
-    def values(self) -> Tensor:
-        """(1, C + 1, *S): the stack without its gradients."""
-        return torch.cat([self.stack[:, : len(self.features)], self.stack[:, -1:]], 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,21 +62,43 @@ class Equations:
         return Equations(self.score + other.score, self.normal + other.normal, self.slope + other.slope)
 
 
-def stack_of(features: Tensor, weight: Tensor) -> Tensor:
-    """Features (1, C, *S), their gradients per index step and the weight, as channels of one tensor."""
-    steps = gradient(features)
-    return torch.cat([features, steps.reshape(1, -1, *features.shape[2:]), weight], 1).contiguous()
+def volume_of(features: Tensor, weight: Tensor, residual: str) -> Tensor:
+    """What a side reads of the other scan: features (1, C, *S), for the ratio their gradients per index step, the weight."""
+    parts = [features, gradient(features).flatten(1, 2), weight] if residual == "ratio" else [features, weight]
+    return torch.cat([part.movedim(1, -1) for part in parts], -1).movedim(-1, 1)  # channels last: one voxel, one row
 
 
 def make_side(home: Tensor, home_weight: Tensor, home_grid: Grid, chosen: Tensor, away: Tensor, to_index: Tensor, frame: Frame,
               forward: bool, residual: str) -> Side:
-    """A side from home features (1, C, *S) at the `chosen` voxels (P,) (flat), and the other scan's stack."""
-    index = torch.stack(torch.unravel_index(chosen, home_grid.shape), -1).double()[None]
-    u = (home_grid.to_world(index)[0] - frame.centre[0]) / frame.scale
-    features = home.reshape(home.shape[1], -1)[:, chosen]
-    weight = home_weight.flatten()[chosen]
-    return Side(u.float(), features, weight, away, to_index, forward,
-                spline_basis(features[0]) if residual == "ratio" else None)
+    """A side from home features (1, C, *S) at the `chosen` voxels (P,) (flat), and the other scan's volume."""
+    strides = [math.prod(home_grid.shape[axis + 1:]) for axis in range(home_grid.ndim)]
+    index = [chosen // stride % size for stride, size in zip(strides, home_grid.shape, strict=True)]
+    u = ((home_grid.to_world(torch.stack(index, -1).double()[None])[0] - frame.centre[0]) / frame.scale).float()
+    rows = home[0].flatten(1)
+    features, weight = rows[:, chosen], home_weight.flatten()[chosen]
+    centred = features - (features @ weight)[:, None] / weight.sum().clamp_min(1e-6)
+    # one channel that is zero on the mean of every window, and is so by design, is as it is
+    energy = (features if residual == "correlation" and len(features) == 1 else centred).square().sum(0) * weight
+    side = Side(u, features, weight, energy, away, to_index, forward)
+    if residual == "ratio":
+        return replace(side, basis=spline_basis(features[0]))
+    slopes = []
+    for size, at, stride in zip(home_grid.shape, index, strides, strict=True):
+        up, down = (at < size - 1).long(), (at > 0).long()  # central differences, one-sided at the ends
+        slopes.append((rows[:, chosen + up * stride] - rows[:, chosen - down * stride]) / (up + down).clamp_min(1))
+    h = torch.stack(slopes, -1) @ (home_grid.inverse[0] @ frame.inverse[0])[:-1, :-1].float()  # (C, P, D)
+    ut = torch.cat([u, torch.ones_like(u[:, :1])], 1)
+    jacobian = (h[..., :, None] * ut[:, None, :]).flatten(2)  # (C, P, D (D+1))
+    means = weight @ jacobian  # (C, D (D+1))
+    along = weight.new_zeros(jacobian.shape[-1])
+    normal = weight.new_zeros(jacobian.shape[-1], jacobian.shape[-1])
+    for channel, values in zip(jacobian, centred, strict=True):
+        normal += (channel * weight[:, None]).mT @ channel
+        along += (values * weight) @ channel
+    if residual == "correlation":  # what the means of the channels and the norm take out
+        normal -= means.mT @ means / weight.sum().clamp_min(1e-6)
+        normal -= along[:, None] * along / (centred.square() @ weight).sum().clamp_min(1e-12)
+    return replace(side, jacobian=jacobian.flatten(0, 1), normal=normal)
 
 
 def spline_basis(values: Tensor, count: int = 16) -> Tensor:
@@ -107,108 +133,80 @@ def place(side: Side, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def equations(side: Side, maps: Tensor, residual: str, *, slopes: bool = True) -> Equations:
     """Similarity and normal equations of one side for N maps (N, D+1, D+1), given in the frame (F T F⁻¹)."""
-    d, channels = side.u.shape[-1], len(side.features)
+    channels = len(side.features)
     z, index, linear = place(side, maps)
-    seen = inside(index, tuple(side.stack.shape[2:]))
-    if slopes:
-        values = sample(side.stack, index)
-        read, steps, away = values[:, :channels], values[:, channels:-1], values[:, -1]
-    else:
-        values = sample(side.values, index)
-        read, steps, away = values[:, :channels], None, values[:, -1]
-    weight = side.weight * away * seen  # (N, P)
+    values = sample(side.volume, index)
+    seen = values[:, -1] * inside(index, tuple(side.volume.shape[2:]))
+    read, weight = values[:, :channels], side.weight * seen  # (N, C, P), (N, P)
     total = weight.sum(1).clamp_min(1e-6)
-    home = side.features[None]
-    if residual == "difference":
-        terms = _difference(home, read, weight)
-    elif residual == "ratio":
-        terms = _ratio(side, read, weight, total)
+    share = ((seen @ side.energy) / side.energy.sum().clamp_min(1e-12)).clamp(0, 1)
+    if residual == "ratio":
+        score, normal, slope = _ratio(side, read, values[:, channels:-1], weight, total, z, linear, slopes)
     else:
-        terms = _correlation(home, read, weight, total)
-    score, pull, norm, project = terms
-    score = score * _seen_share(side, weight, residual)
-    if steps is None:
-        return Equations(score, maps.new_zeros(()), maps.new_zeros(()))
-    g = steps.reshape(len(maps), channels, d, -1)
-    h = torch.einsum("ncip,nij->ncjp", g, linear)  # gradient in frame coordinates
-    h = h if side.forward else -h
-    zt = torch.cat([z, torch.ones_like(z[..., :1])], -1).expand(len(maps), -1, -1)  # (N, P, D+1)
-    k = len(maps)
-    hh = torch.einsum("ncip,ncjp->npij", h, h) * weight[..., None, None]
-    zz = (zt[..., :, None] * zt[..., None, :]).reshape(k, -1, (d + 1) ** 2)
-    normal = (hh.reshape(k, -1, d * d).mT @ zz).reshape(k, d, d, d + 1, d + 1).permute(0, 1, 3, 2, 4).reshape(k, d * (d + 1), -1)
-    normal = normal - project(h, zt)
-    slope = (torch.einsum("ncip,ncp->nip", h, pull) * weight[:, None]) @ zt  # (N, D, D+1)
-    scale = norm[:, None, None]
-    return Equations(score, (normal * scale).double(), (slope.reshape(k, -1) * norm[:, None]).double())
+        compare = _difference if residual == "difference" else _correlation
+        score, pull, scale = compare(side, read, weight, total)
+        normal = slope = maps.new_zeros(())
+        if slopes:
+            assert side.jacobian is not None and side.normal is not None
+            slope = (pull.flatten(1) @ side.jacobian).double() * scale[:, None]
+            normal = side.normal.double() * (scale * share)[:, None, None]
+            if not side.forward:
+                # the step acts at z = T⁻¹(v), not at the home point v: h_z = -Aᵀ h_v, z̃ = T⁻¹ ṽ
+                d = side.u.shape[-1]
+                carry = -torch.einsum("nji,nkl->nikjl", maps[:, :d, :d], torch.linalg.inv(maps))
+                carry = carry.reshape(len(maps), d * (d + 1), -1)
+                slope, normal = (carry @ slope[..., None])[..., 0], carry @ normal @ carry.mT
+    return Equations(score * share.sqrt(), normal, slope)  # zero overlap scores zero
 
 
-def _seen_share(side: Side, weight: Tensor, residual: str) -> Tensor:
-    """Square root of the share of the home scan's feature energy that is seen: zero overlap scores zero."""
-    f = side.features
-    if residual != "correlation" or len(f) > 1:
-        f = f - (f * side.weight).sum(1, keepdim=True) / side.weight.sum().clamp_min(1e-6)
-    energy = f.square().sum(0)
-    return ((weight @ energy) / (side.weight @ energy).clamp_min(1e-12)).clamp(0, 1).sqrt()
+def _correlation(side: Side, read: Tensor, weight: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The correlation ρ of features zero-mean (a channel) and of unit norm under the current weights (else negative gain
+    wins, or a flat patch scores perfectly); weighted pull; scale of the equations. ρ = 1 - |f̂ - m̂|² / 2.
+
+    The Jacobian of m̂ is (1 - f̂ f̂ᵀ) h / |f|, so its product with the residual f̂ - m̂ is that of h with ρ f̂ - m̂."""
+    f, w, n = side.features[None], weight[:, None], total[:, None]
+    wm = read * w
+    mean_f, mean_m = weight @ side.features.mT / n, wm.sum(2) / n
+    ff = (weight @ side.features.square().sum(0) - (mean_f.square() * n).sum(1)).clamp_min(1e-12)
+    mm = ((wm * read).sum((1, 2)) - (mean_m.square() * n).sum(1)).clamp_min(1e-12)
+    rho = ((wm.flatten(1) @ side.features.flatten()) - (mean_f * mean_m * n).sum(1)) * (ff * mm).rsqrt()
+    gain = (ff / mm).sqrt()
+    pull = torch.addcmul(w * torch.addcmul((gain[:, None] * mean_m - rho[:, None] * mean_f)[..., None], rho[:, None, None], f),
+                         wm, -gain[:, None, None])
+    return rho, pull, 1 / ff
 
 
-def _moment(h: Tensor, zt: Tensor, factor: Tensor) -> Tensor:
-    """Σ_p factor h ⊗ ũ for factor (N, Q, P), h (N, 1, D, P): (N, Q, D (D+1))."""
-    n = len(factor)
-    outer = (h[:, 0].mT[..., :, None] * zt[..., None, :]).reshape(n, zt.shape[1], -1)
-    return factor @ outer
-
-
-def _correlation(home: Tensor, read: Tensor, weight: Tensor, total: Tensor):
-    """1 - |f̂ - m̂|² / 2, both zero-mean (a channel) and of unit norm under the current weights, else negative gain wins or
-    a flat patch scores perfectly."""
-    w = weight[:, None]
-    f = home - (home * w).sum(2, keepdim=True) / total[:, None, None]
-    m = read - (read * w).sum(2, keepdim=True) / total[:, None, None]
-    nf = (f.square() * w).sum((1, 2)).clamp_min(1e-12).sqrt()
-    nm = (m.square() * w).sum((1, 2)).clamp_min(1e-12).sqrt()
-    f, m = f / nf[:, None, None], m / nm[:, None, None]
-    rho = (f * m * w).sum((1, 2))
-
-    def project(h: Tensor, zt: Tensor) -> Tensor:
-        mean = (h * w[:, :, None]) @ zt[:, None]  # (N, C, D, D+1)
-        mean = mean.reshape(*mean.shape[:2], -1)
-        along = ((h * (m * w)[:, :, None]) @ zt[:, None]).sum(1).reshape(len(m), 1, -1)
-        return mean.mT @ (mean / total[:, None, None]) + along.mT @ along
-
-    # residual f̂ - m̂, Jacobian -(1 - m̂ m̂ᵀ) K / |m|: slope Kᵀ (f̂ - ρ m̂) / |m|; dividing by |m|² once makes both alike
-    return rho, (f - rho[:, None, None] * m) * nm[:, None, None], 1 / nm.square(), project
-
-
-def _difference(home: Tensor, read: Tensor, weight: Tensor):
+def _difference(side: Side, read: Tensor, weight: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean squared difference; scored as 1 - |f - m|² / (|f|² + |m|²), both about the mean of f."""
     w = weight[:, None]
-    r = home - read
-    centre = (home * w).sum((1, 2), keepdim=True) / w.sum((1, 2), keepdim=True).clamp_min(1e-6)
-    energy = (((home - centre).square() + (read - centre).square()) * w).sum((1, 2)).clamp_min(1e-12)
-    score = 1 - (r.square() * w).sum((1, 2)) / energy
-    return score.clamp(-1, 1), r, 1 / energy, lambda h, zt: 0.0
+    r = side.features - read
+    centre = (side.features * w).sum((1, 2), keepdim=True) / total[:, None, None]
+    energy = (((side.features - centre).square() + (read - centre).square()) * w).sum((1, 2)).clamp_min(1e-12)
+    return (1 - (r.square() * w).sum((1, 2)) / energy).clamp(-1, 1), r * w, 1 / energy
 
 
-def _ratio(side: Side, read: Tensor, weight: Tensor, total: Tensor):
-    """Correlation ratio (Roche 1998): what of the read intensity the home intensity's B-splines do not explain."""
+def _ratio(side: Side, read: Tensor, steps: Tensor, weight: Tensor, total: Tensor, z: Tensor, linear: Tensor,
+           slopes: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Correlation ratio (Roche 1998): what of the read intensity the home intensity's B-splines do not explain.
+    → its root, normal matrix and slope."""
     assert side.basis is not None
-    w = weight[:, None]
-    m = read - (read * w).sum(2, keepdim=True) / total[:, None, None]
-    m = m / (m.square() * w).sum((1, 2), keepdim=True).clamp_min(1e-12).sqrt()
-    nm = (read - (read * w).sum(2, keepdim=True) / total[:, None, None]).square().mul(w).sum((1, 2)).clamp_min(1e-12).sqrt()
-    bw = side.basis[None] * w  # (N, Q, P)
-    gram = bw @ side.basis.mT
-    ridge = (1e-4 * total / len(side.basis))[:, None, None] * torch.eye(len(side.basis), device=w.device)
-    inverse = torch.linalg.inv((gram + ridge).double()).float()
-    explained = (inverse @ (bw @ m.mT)).mT @ side.basis  # (N, 1, P)
-    r = m - explained
-    eta = 1 - (r.square() * w).sum((1, 2))
-
-    def project(h: Tensor, zt: Tensor) -> Tensor:
-        b = _moment(h, zt, bw)
-        return b.mT @ inverse @ b
-
+    m = read[:, 0] - (read[:, 0] * weight).sum(1, keepdim=True) / total[:, None]
+    mm = (m.square() * weight).sum(1).clamp_min(1e-12)
+    m = m * mm.rsqrt()[:, None]
+    bw = side.basis * weight[:, None]  # (N, Q, P)
+    ridge = (1e-4 * total / len(side.basis))[:, None, None] * torch.eye(len(side.basis), device=weight.device)
+    inverse = torch.linalg.inv((bw @ side.basis.mT + ridge).double()).float()
+    r = m - ((inverse @ (bw @ m[..., None])).mT @ side.basis)[:, 0]
+    eta = 1 - (r.square() * weight).sum(1)
+    score = eta.clamp(0, 1).sqrt()
+    if not slopes:
+        return score, read.new_zeros(()), read.new_zeros(())
     # J = (1 - P) K / |m|, residual r: descend, so the pull is -(r - |r|² m)
-    pull = -(r - (1 - eta)[:, None, None] * m) * nm[:, None, None]
-    return eta.clamp(0, 1).sqrt(), pull, 1 / nm.square(), project
+    h = linear.mT @ steps  # (N, D, P), gradient in frame coordinates
+    h = h if side.forward else -h
+    zt = torch.cat([z, torch.ones_like(z[..., :1])], -1).mT.expand(len(read), -1, -1)  # (N, D+1, P)
+    outer = (h[:, :, None] * zt[:, None]).flatten(1, 2)  # (N, D (D+1), P)
+    b = bw @ outer.mT
+    normal = (outer * weight[:, None]) @ outer.mT - b.mT @ inverse @ b
+    slope = outer @ ((-(r - (1 - eta)[:, None] * m)) * weight)[..., None]
+    return score, (normal / mm[:, None, None]).double(), (slope[..., 0] * mm.rsqrt()[:, None]).double()

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from regkit.localisation import FreeParameters
@@ -22,8 +21,8 @@ def information(sides: Sequence[Side], maps: Tensor) -> Tensor:
     total = maps.new_zeros(len(maps), dtype=torch.float32)
     for side in sides:
         _, index, _ = place(side, maps)
-        read = sample(side.values, index)
-        seen = inside(index.detach(), tuple(side.values.shape[2:]))
+        read = sample(side.volume, index)
+        seen = inside(index.detach(), tuple(side.volume.shape[2:]))
         weight = side.weight * read[:, 1].detach() * seen
         share = (weight.sum(1) / side.weight.sum().clamp_min(1e-6)).clamp(0, 1)
         total = total + joint(read[:, 0], side.features.expand(len(maps), -1), weight, normalised=True) * share.sqrt()
@@ -34,6 +33,8 @@ def climb(sides: Sequence[Side], start: Tensor, model: Model, *, iterations: int
     """Raise the mutual information from one map (1, D+1, D+1) in the frame, within the model → map and score (1,).
 
     Never ends worse than it began. BFGS (Nocedal & Wright 2006); θ is well scaled in the frame."""
+    from scipy.optimize import minimize  # a fifth of a second to import, for one measure only
+
     d = start.shape[-1] - 1
     localisation = FreeParameters(model.count(d), dtype=torch.float64).to(start.device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regkit.registration.equations import Side, make_side, stack_of
+from regkit.registration.equations import Side, make_side, volume_of
 from regkit.registration.pyramid import Canvas
 from regkit.registration.refine import Run
 from regkit.similarity import Similarity
@@ -36,7 +36,7 @@ def sides_of(fixed: Canvas, moving: Canvas, measure: Similarity, frame: Frame, c
             seen, grid = features(data, weight), home.grid
             to_index = grid.inverse[0] @ frame.inverse[0] @ torch.linalg.inv(turned)[0]
         chosen = choose_points(home.weight, count, seed)
-        return make_side(own[forward], home.weight, home.grid, chosen, stack_of(seen, weight), to_index, frame, forward,
+        return make_side(own[forward], home.weight, home.grid, chosen, volume_of(seen, weight, measure.residual), to_index, frame, forward,
                          measure.residual)
 
     return list(run(side, (True, False)))

@@ -116,23 +116,31 @@ def spread_out(maps: Tensor, scores: Tensor, count: int, apart: float) -> Tensor
     return torch.tensor(kept, device=maps.device)
 
 
-SEARCH_POINTS = 1500
+SEARCH_POINTS = (400, 1500)  # for all rotations, and for the better ones
+SEARCHED = 40  # rotations a measure that are looked at again
 # what ranks the rotations: a global measure sees far, a local one tells symmetric poses apart, cr sees through contrast
 _RANKED_BY = {"auto": ("ncc", "lncc", "cr"), "mse": ("ncc",), "ncc": ("ncc",), "lncc": ("ncc", "lncc")}
 
 
 def search(fixed: Canvas, moving: Canvas, frame: Frame, measures: tuple[str, ...], count: int, seed: int,
            run: Run = map) -> list[Candidate]:
-    """The best `count` poses by each measure of a rotation grid about the masses and about the middles of the fields of view."""
+    """The best `count` poses by each measure of a rotation grid about the masses and about the middles of the fields of
+    view: all by few points of the fixed scan, the better ones by more points of both."""
     turns = rotations(fixed.grid.ndim).to(fixed.data.device)
     maps = torch.cat([about(turns, mass(fixed, frame)[0], mass(moving, frame)[0]),
                       about(turns, middle(fixed, frame), middle(moving, frame))])
-    found = []
-    for name in measures:
-        sides = sides_of(fixed, moving, SIMILARITIES[name], frame, SEARCH_POINTS, seed, run=run)
-        scores = evaluate(sides, maps, SIMILARITIES[name].residual, slopes=False, run=run).score
-        found += [Candidate(maps[k], f"search by {name}", False) for k in spread_out(maps, scores, count, 0.25).tolist()]
-    return found
+
+    def ranked(name: str) -> list[Candidate]:
+        measure, better = SIMILARITIES[name], maps
+        for points in SEARCH_POINTS:
+            sides = sides_of(fixed, moving, measure, frame, points, seed)
+            sides = sides[:1] if points == SEARCH_POINTS[0] else sides
+            scores = evaluate(sides, better, measure.residual, slopes=False).score
+            if points == SEARCH_POINTS[0]:
+                better = better[scores.topk(min(SEARCHED, len(scores))).indices]
+        return [Candidate(better[k], f"search by {name}", False) for k in spread_out(better, scores, count, 0.25).tolist()]
+
+    return [one for found in run(ranked, measures) for one in found]
 
 
 def candidates(fixed: Canvas, moving: Canvas, frame: Frame, model: Model, start: str, similarity: str, seed: int,

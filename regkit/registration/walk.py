@@ -20,6 +20,8 @@ from regkit.space import MODELS, Frame, Model
 
 POINTS = (4_000, 20_000, 80_000)  # compared in each direction at the coarsest, the second and all finer levels
 ITERATIONS = (12, 10, 12)
+SIFT_POINTS, SIFT_ITERATIONS, SIFTED = 1_000, 5, 6  # a first look at all candidates, and how many of them go on
+SETTLE_POINTS = 6_000  # at the second level, for the few candidates that are left
 INFORMATION_POINTS = 20_000  # mutual information needs no more than its histogram has room for
 MARGIN = 0.05  # of what its score leaves to 1: by so much another orientation must beat the header's, at two levels
 # a local correlation at the finest level below this says that intensities do not go together; where that level is coarse
@@ -88,11 +90,12 @@ def residual(names: tuple[str, ...]) -> str:
     return SIMILARITIES[names[0]].residual
 
 
-def refine(scene: Scene, level: int, names: tuple[str, ...], maps: Tensor, models: list[Model]) -> tuple[Tensor, Tensor]:
+def refine(scene: Scene, level: int, names: tuple[str, ...], maps: Tensor, models: list[Model], *, points: int | None = None,
+           iterations: int | None = None) -> tuple[Tensor, Tensor]:
     """Refine maps (N, D+1, D+1) in the frame at one level under the mean of the measures, through the models in turn
-    → maps, scores (N,)."""
+    → maps, scores (N,). points, iterations: other than the level's."""
     fixed, moving = scene.canvases[level]
-    iterations = scene.effort(level)[1]
+    iterations = iterations or scene.effort(level)[1]
     step = max(fixed.mm, moving.mm) / scene.frame.scale
     options = {"iterations": iterations, "tolerance": 0.01 * step, "reach": 4 * step}
     if names == ("mi",):
@@ -100,17 +103,17 @@ def refine(scene: Scene, level: int, names: tuple[str, ...], maps: Tensor, model
         climbed = [climb(sides, one, models[-1], iterations=3 * iterations) for one in maps.split(1)]
         return torch.cat([m for m, _ in climbed]), torch.cat([s for _, s in climbed])
     if oriented(names) and len(maps) > 1:
-        each = [refine(scene, level, names, one, models) for one in maps.split(1)]
+        each = [refine(scene, level, names, one, models, points=points, iterations=iterations) for one in maps.split(1)]
         return torch.cat([m for m, _ in each]), torch.cat([s for _, s in each])
     around, scores = maps, maps.new_zeros(len(maps))
-    sides = look(scene, level, names, around)
+    sides = look(scene, level, names, around, points)
     for model in models:
         for _ in range(4):
             maps, scores = levenberg_marquardt(sides, maps, model, residual(names), run=scene.run, **options)
             if not oriented(names) or not has_turned(maps, around):
                 break
             around = maps  # the features were made for another pose: make them anew
-            sides = look(scene, level, names, around)
+            sides = look(scene, level, names, around, points)
     return maps, scores
 
 
@@ -166,28 +169,36 @@ def _settle(scene: Scene, name: str, pool: list[Candidate], maps: Tensor, uprigh
 
     The header's orientation is the prior: another must win by a margin at both levels, or near-symmetric anatomy flips."""
     models = growth(scene.model)
-    found, coarse = refine(scene, 0, (name,), maps, models[:2])
-    for candidate, value in zip(pool, coarse.tolist(), strict=True):
+    found, sifted = refine(scene, 0, (name,), maps, models[:1], points=SIFT_POINTS, iterations=SIFT_ITERATIONS)
+    for candidate, value in zip(pool, sifted.tolist(), strict=True):
         outcome.candidates.append({"origin": candidate.origin, "measure": name, "score": round(value, 4)})
+    few = _best(found, sifted, upright, SIFTED)
+    found, kept = found[few], upright[few]
+    found, coarse = refine(scene, 0, (name,), found, models[:2])
     if len(pool) == 1:
         return found
-    few = spread_out(found, coarse, 3, 0.1)
-    if bool(upright.any()):
-        best = torch.where(upright, coarse, -torch.inf).argmax()
-        few = torch.unique(torch.cat([few, best[None]]))
+    few = _best(found, coarse, kept, 3)
+    found, coarse, kept = found[few], coarse[few], kept[few]
     second = min(1, len(scene.canvases) - 1)
-    later, finer = refine(scene, second, (name,), found[few], models[-2:])
+    later, finer = refine(scene, second, (name,), found, models[-2:], points=SETTLE_POINTS)
     win = int(finer.argmax())
-    kept = upright[few]
     if bool(kept.any()) and not bool(kept[win]):
         home = int(torch.where(kept, finer, -torch.inf).argmax())
-        clear = all(float(s[win]) - float(s[home]) > MARGIN * (1 - float(s[home])) for s in (coarse[few], finer))
+        clear = all(float(s[win]) - float(s[home]) > MARGIN * (1 - float(s[home])) for s in (coarse, finer))
         if not clear:
             win = home
         else:
             outcome.notes.append(f"the scans lie turned against their headers: {name} {float(finer[win]):.3f} for the turned pose, "
                                  f"{float(finer[home]):.3f} for the headers' orientation")
     return later[win: win + 1]
+
+
+def _best(maps: Tensor, scores: Tensor, upright: Tensor, count: int) -> Tensor:
+    """Places of the best `count` maps that differ, and of the best that keeps the header's orientation."""
+    few = spread_out(maps, scores, count, 0.1)
+    if bool(upright.any()):
+        few = torch.unique(torch.cat([few, torch.where(upright, scores, -torch.inf).argmax()[None]]))
+    return few
 
 
 def _pick(scene: Scene, pool: list[Candidate], maps: Tensor, upright: Tensor, outcome: Outcome) -> Outcome:
