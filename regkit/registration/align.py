@@ -58,7 +58,8 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
         given, notes = _given(pair, settings)
         asked = settings.level_list()
         levels = choose_levels(pair) if asked is None else asked
-        canvases = build(pair, levels or choose_levels(pair)[:1], literal=settings.similarity == "mse")
+        canvases = build(pair, levels or choose_levels(pair)[:1], literal=settings.similarity == "mse",
+                         run=run)
         frame = Frame.of(pair.fixed.grid)
         scene = Scene(canvases, frame, MODELS[settings.model], settings.seed, run)
         built = time.perf_counter()

@@ -34,8 +34,8 @@ class Side:
     is to be compared each point carries. forward: whether the home points are the fixed scan's.
     volume: (1, C + 1, *S) features and weight of the other scan; for the correlation ratio (1, 2 + D, *S), index gradients
     between them. to_index: (D+1, D+1) float64, from the frame to the index of `volume`, after the map has been applied.
-    jacobian: (C P, D (D+1)) home gradients h ⊗ ũ; normal: their normal matrix were all points seen.
-    basis: (Q, P) functions of the home intensity, for the correlation ratio, which has no jacobian.
+    gradient: D × (C, P), home gradients h in the frame; normal: (D (D+1), D (D+1)) of h ⊗ ũ were all points seen.
+    basis: (Q, P) functions of the home intensity, for the correlation ratio, which needs neither.
     """
 
     u: Tensor
@@ -45,7 +45,7 @@ class Side:
     volume: Tensor
     to_index: Tensor
     forward: bool
-    jacobian: Tensor | None = None
+    gradient: tuple[Tensor, ...] = ()
     normal: Tensor | None = None
     basis: Tensor | None = None
 
@@ -69,8 +69,10 @@ def volume_of(features: Tensor, weight: Tensor, residual: str) -> Tensor:
 
 
 def make_side(home: Tensor, home_weight: Tensor, home_grid: Grid, chosen: Tensor, away: Tensor, to_index: Tensor, frame: Frame,
-              forward: bool, residual: str) -> Side:
-    """A side from home features (1, C, *S) at the `chosen` voxels (P,) (flat), and the other scan's volume."""
+              forward: bool, residual: str, slopes: bool) -> Side:
+    """A side from home features (1, C, *S) at the `chosen` voxels (P,) (flat), and the other scan's volume.
+
+    slopes: whether steps will be taken, or only scores looked at."""
     strides = [math.prod(home_grid.shape[axis + 1:]) for axis in range(home_grid.ndim)]
     index = [chosen // stride % size for stride, size in zip(strides, home_grid.shape, strict=True)]
     u = ((home_grid.to_world(torch.stack(index, -1).double()[None])[0] - frame.centre[0]) / frame.scale).float()
@@ -82,23 +84,31 @@ def make_side(home: Tensor, home_weight: Tensor, home_grid: Grid, chosen: Tensor
     side = Side(u, features, weight, energy, away, to_index, forward)
     if residual == "ratio":
         return replace(side, basis=spline_basis(features[0]))
-    slopes = []
+    if not slopes:
+        return side
+    steps = []
     for size, at, stride in zip(home_grid.shape, index, strides, strict=True):
         up, down = (at < size - 1).long(), (at > 0).long()  # central differences, one-sided at the ends
-        slopes.append((rows[:, chosen + up * stride] - rows[:, chosen - down * stride]) / (up + down).clamp_min(1))
-    h = torch.stack(slopes, -1) @ (home_grid.inverse[0] @ frame.inverse[0])[:-1, :-1].float()  # (C, P, D)
+        steps.append((rows[:, chosen + up * stride] - rows[:, chosen - down * stride]) / (up + down).clamp_min(1))
+    to_frame = (home_grid.inverse[0] @ frame.inverse[0])[:-1, :-1].float()
+    h = (to_frame.mT @ torch.stack(steps).flatten(1)).reshape(len(steps), *features.shape)  # (D, C, P)
+    return replace(side, gradient=h.unbind(0), normal=_normal(h, centred, u, weight, residual))
+
+
+def _normal(h: Tensor, centred: Tensor, u: Tensor, weight: Tensor, residual: str) -> Tensor:
+    """Normal matrix of h ⊗ ũ for h (D, C, P), u (P, D), weight (P,), less what the means of the channels and the norm of
+    the features (C, P) take out where they are to be correlated."""
+    d = len(h)
     ut = torch.cat([u, torch.ones_like(u[:, :1])], 1)
-    jacobian = (h[..., :, None] * ut[:, None, :]).flatten(2)  # (C, P, D (D+1))
-    means = weight @ jacobian  # (C, D (D+1))
-    along = weight.new_zeros(jacobian.shape[-1])
-    normal = weight.new_zeros(jacobian.shape[-1], jacobian.shape[-1])
-    for channel, values in zip(jacobian, centred, strict=True):
-        normal += (channel * weight[:, None]).mT @ channel
-        along += (values * weight) @ channel
-    if residual == "correlation":  # what the means of the channels and the norm take out
-        normal -= means.mT @ means / weight.sum().clamp_min(1e-6)
-        normal -= along[:, None] * along / (centred.square() @ weight).sum().clamp_min(1e-12)
-    return replace(side, jacobian=jacobian.flatten(0, 1), normal=normal)
+    hh = torch.stack([(a * b).sum(0) for a in h for b in h]) * weight  # (D D, P)
+    normal = hh @ (ut[:, :, None] * ut[:, None]).flatten(1)
+    normal = normal.reshape(d, d, d + 1, d + 1).transpose(1, 2).reshape(d * (d + 1), -1)
+    if residual != "correlation":
+        return normal
+    means = ((h * weight) @ ut).transpose(0, 1).flatten(1)  # (C, D (D+1))
+    along = (((h * centred).sum(1) * weight) @ ut).flatten()
+    return normal - means.mT @ means / weight.sum().clamp_min(1e-6) \
+        - along[:, None] * along / (centred.square() @ weight).sum().clamp_min(1e-12)
 
 
 def spline_basis(values: Tensor, count: int = 16) -> Tensor:
@@ -147,8 +157,10 @@ def equations(side: Side, maps: Tensor, residual: str, *, slopes: bool = True) -
         score, pull, scale = compare(side, read, weight, total)
         normal = slope = maps.new_zeros(())
         if slopes:
-            assert side.jacobian is not None and side.normal is not None
-            slope = (pull.flatten(1) @ side.jacobian).double() * scale[:, None]
+            assert side.normal is not None
+            drawn = torch.stack([(pull * h).sum(1) for h in side.gradient], 1)  # (N, D, P)
+            ut = torch.cat([side.u, torch.ones_like(side.u[:, :1])], 1)
+            slope = (drawn @ ut).flatten(1).double() * scale[:, None]
             normal = side.normal.double() * (scale * share)[:, None, None]
             if not side.forward:
                 # the step acts at z = T⁻¹(v), not at the home point v: h_z = -Aᵀ h_v, z̃ = T⁻¹ ṽ

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from regkit.registration.equations import Side, make_side, volume_of
-from regkit.registration.pyramid import Canvas
-from regkit.registration.refine import Run
+from regkit.registration.pyramid import Canvas, Run
 from regkit.similarity import Similarity
 from regkit.space import Frame
 
@@ -15,8 +14,8 @@ TURN = 0.035  # radians (2°): oriented features are renewed when the map has tu
 
 
 def sides_of(fixed: Canvas, moving: Canvas, measure: Similarity, frame: Frame, count: int, seed: int,
-             around: Tensor | None = None, run: Run = map) -> list[Side]:
-    """Both directions of the comparison, `count` points each.
+             around: Tensor | None = None, run: Run = map, slopes: bool = True) -> list[Side]:
+    """Both directions of the comparison, `count` points each; `slopes`: whether steps will be taken from them.
 
     around: (1, D+1, D+1) map in the frame about which oriented features (MIND, NGF) hold: the other scan is carried
     through it before its features are computed, since such features turn with the frame they are computed in."""
@@ -37,20 +36,20 @@ def sides_of(fixed: Canvas, moving: Canvas, measure: Similarity, frame: Frame, c
             to_index = grid.inverse[0] @ frame.inverse[0] @ torch.linalg.inv(turned)[0]
         chosen = choose_points(home.weight, count, seed)
         return make_side(own[forward], home.weight, home.grid, chosen, volume_of(seen, weight, measure.residual), to_index, frame, forward,
-                         measure.residual)
+                         measure.residual, slopes)
 
     return list(run(side, (True, False)))
 
 
 def choose_points(weight: Tensor, count: int, seed: int) -> Tensor:
-    """Flat positions of at most `count` voxels that count, drawn without replacement."""
+    """Flat positions of at most `count` voxels that count, one drawn from each of so many equal shares of the scan."""
     valid = (weight.flatten() > 0.5).nonzero()[:, 0]
     if len(valid) == 0:
         valid = (weight.flatten() > 0).nonzero()[:, 0]
     if len(valid) <= count:
         return valid
-    generator = torch.Generator().manual_seed(seed)
-    return valid[torch.randperm(len(valid), generator=generator)[:count].sort().values.to(valid.device)]
+    place = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + torch.arange(count)
+    return valid[(place * (len(valid) / count)).long().clamp_(max=len(valid) - 1).to(valid.device)]
 
 
 def has_turned(now: Tensor, around: Tensor) -> bool:

@@ -3,16 +3,20 @@ depends on how a scan is stored."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from regkit.image import Image
 from regkit.registration.pair import Pair
 from regkit.sampling import antialias, inside, sample, shrinkage
 from regkit.space import Grid
 
 _COARSE = 20  # voxels across the smaller scan at the coarsest level: 10 mm for a human head
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]  # a `map` that may share independent jobs out
 _MOST = {2: 600_000, 3: 2_500_000}  # voxels of a canvas
 
 
@@ -95,24 +99,28 @@ def _fitting(grid: Grid, mm: float) -> float:
     return max(mm, (volume / _MOST[grid.ndim]) ** (1 / grid.ndim))
 
 
-def build(pair: Pair, levels: tuple[float, ...], *, literal: bool = False) -> list[tuple[Canvas, Canvas]]:
+def build(pair: Pair, levels: tuple[float, ...], *, literal: bool = False, run: Run = map) -> list[tuple[Canvas, Canvas]]:
     """(fixed, moving) canvases for each level, coarse to fine; a level too fine for memory is made coarser in both scans.
+    The scans are independent jobs for `run`.
 
     Intensities are made robust: what `_bounds` gives becomes 0 … 1 and what lies beyond is clamped, by each scan's own
     bounds or, `literal`, by common ones, for measures that compare intensities as they are."""
     levels = tuple(max(_fitting(pair.fixed.grid, mm), _fitting(pair.moving.grid, mm)) for mm in levels)
-    sides = []
-    bounds = [_bounds(pair.fixed.data, pair.fixed_weight), _bounds(pair.moving.data, pair.moving_weight)]
+    scans = ((pair.fixed, pair.fixed_weight), (pair.moving, pair.moving_weight))
+    bounds = [_bounds(image.data, weight) for image, weight in scans]
     if literal:
         bounds = [(min(low for low, _ in bounds), max(high for _, high in bounds))] * 2
-    for (image, weight), (low, high) in zip(((pair.fixed, pair.fixed_weight), (pair.moving, pair.moving_weight)), bounds, strict=True):
-        data, grid, canvases = ((image.data - low) / (high - low)).clamp_(0, 1), image.grid, []
+
+    def canvases(job: tuple[Image, Tensor | None, tuple[float, float]]) -> list[Canvas]:
+        image, weight, (low, high) = job
+        data, grid, made = ((image.data - low) / (high - low)).clamp_(0, 1), image.grid, []
         for mm in sorted(levels):
             target = image.grid.canonical(mm)
             source = Smoothed.of(data, weight, grid, shrinkage(grid.inverse @ target.affine))
             values, seen = source.read(target)
-            canvases.insert(0, Canvas(values, seen, target, source))
+            made.insert(0, Canvas(values, seen, target, source))
             if mm == min(levels):  # coarser levels are made from the finest: the same scan, less work
                 data, weight, grid = values, seen, target
-        sides.append(canvases)
-    return list(zip(*sides, strict=True))
+        return made
+
+    return list(zip(*run(canvases, [(*scan, bound) for scan, bound in zip(scans, bounds, strict=True)]), strict=True))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from regkit.registration.equations import Equations, Side, equations
+from regkit.registration.pyramid import Run
 from regkit.space import Model
 
 _CHUNK = 200_000  # points × candidates evaluated at a time: bounds memory, and leaves several jobs to share out
-Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 def evaluate(sides: Sequence[Side], maps: Tensor, residual: str, *, slopes: bool = True, run: Run = map) -> Equations:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from regkit.registration.level import sides_of
-from regkit.registration.pyramid import Canvas
-from regkit.registration.refine import Run, evaluate
+from regkit.registration.pyramid import Canvas, Run
+from regkit.registration.refine import evaluate
 from regkit.similarity import SIMILARITIES
 from regkit.space import Frame, Model
 from regkit.space.models import nearest_rotation
@@ -133,7 +133,7 @@ def search(fixed: Canvas, moving: Canvas, frame: Frame, measures: tuple[str, ...
     def ranked(name: str) -> list[Candidate]:
         measure, better = SIMILARITIES[name], maps
         for points in SEARCH_POINTS:
-            sides = sides_of(fixed, moving, measure, frame, points, seed)
+            sides = sides_of(fixed, moving, measure, frame, points, seed, slopes=False)
             sides = sides[:1] if points == SEARCH_POINTS[0] else sides
             scores = evaluate(sides, better, measure.residual, slopes=False).score
             if points == SEARCH_POINTS[0]:

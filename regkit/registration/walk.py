@@ -12,25 +12,25 @@ from torch import Tensor
 from regkit.registration.equations import Side
 from regkit.registration.gradient import climb, information
 from regkit.registration.level import has_turned, sides_of
-from regkit.registration.pyramid import Canvas
-from regkit.registration.refine import Run, evaluate, levenberg_marquardt
+from regkit.registration.pyramid import Canvas, Run
+from regkit.registration.refine import evaluate, levenberg_marquardt
 from regkit.registration.start import Candidate, candidates, spread_out
 from regkit.similarity import SIMILARITIES
 from regkit.space import MODELS, Frame, Model
 
-POINTS = (4_000, 20_000, 80_000)  # compared in each direction at the coarsest, the second and all finer levels
+POINTS = (4_000, 20_000, 50_000)  # compared in each direction at the coarsest, the second and all finer levels
 ITERATIONS = (12, 10, 12)
 SIFT_POINTS, SIFT_ITERATIONS, SIFTED = 1_000, 5, 6  # a first look at all candidates, and how many of them go on
 SETTLE_POINTS = 6_000  # at the second level, for the few candidates that are left
 INFORMATION_POINTS = 20_000  # mutual information needs no more than its histogram has room for
-MARGIN = 0.05  # of what its score leaves to 1: by so much another orientation must beat the header's, at two levels
+MARGIN = 0.05  # of what its score leaves to the best: by so much another orientation must beat the header's
 # a local correlation at the finest level below this says that intensities do not go together; where that level is coarse
 # the scans' outlines alone correlate (T1 and T2 of one stripped brain: 0.85, 0.32, -0.22 at the first three levels)
 UNRELATED = {1: 0.9, 2: 0.4}
 UNRELATED_FINE = 0.1
-# what stands in for a measure while poses are far apart: cheap, turns freely, and sees what the measure sees
-COARSE = {"auto": ("lncc", "cr"), "mse": ("mse",), "ncc": ("ncc",), "lncc": ("lncc",), "cr": ("cr",), "mi": ("cr",),
-          "mind": ("cr",), "ngf": ("cr",)}
+# what stands in for a measure while poses are far apart: cheap, turns freely, and pulls from afar. The correlation ratio is
+# the one that takes a blurred or skull-stripped scan for what it is: local and edge measures are drawn to the outer skull
+COARSE = {"mse": "mse", "ncc": "ncc"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,15 +69,17 @@ def growth(model: Model) -> list[Model]:
     return [MODELS[name] for name in chain[: chain.index(model.name) + 1]] if model.name in chain else [model]
 
 
-def look(scene: Scene, level: int, names: tuple[str, ...], around: Tensor | None, points: int | None = None) -> list[Side]:
-    """What least squares compares at a level under one or several measures; oriented ones hold about the map `around`."""
+def look(scene: Scene, level: int, names: tuple[str, ...], around: Tensor | None, points: int | None = None, *,
+         slopes: bool = True) -> list[Side]:
+    """What is compared at a level under one or several measures; oriented ones hold about the map `around`. slopes:
+    whether steps will be taken."""
     fixed, moving = scene.canvases[level]
     count = points or scene.effort(level)[0]
     sides: list[Side] = []
     for name in names:
         measure = SIMILARITIES["ncc" if name == "mi" else name]
         sides += sides_of(fixed, moving, measure, scene.frame, count, scene.seed, around if measure.oriented else None,
-                          scene.run)
+                          scene.run, slopes)
     return sides
 
 
@@ -121,7 +123,7 @@ def score(scene: Scene, level: int, names: tuple[str, ...], one: Tensor) -> floa
     """The score of one map (1, D+1, D+1) in the frame: [-1, 1], 1 is best; zero overlap is 0."""
     if names == ("mi",):
         return float(information(look(scene, level, names, one, INFORMATION_POINTS), one))
-    sides = look(scene, level, names, one)
+    sides = look(scene, level, names, one, slopes=False)
     return float(evaluate(sides, one, residual(names), slopes=False, run=scene.run).score)
 
 
@@ -141,13 +143,10 @@ def walk(scene: Scene, similarity: str, start: str, given: Tensor | None, refine
     if not refined:
         return _pick(scene, pool, maps, upright, outcome)
     progress("coarse", 0.3)
-    poses = []
-    for name in COARSE[similarity]:
-        poses.append(_settle(scene, name, pool, maps, upright, outcome))
+    one = _settle(scene, COARSE.get(similarity, "cr"), pool, maps, upright, outcome)
+    if similarity == "auto":
+        _choose(scene, one, outcome)
     clock = _lap(outcome, "coarse", clock)
-    progress("middle", 0.55)
-    one = _decide(scene, similarity, poses, outcome)
-    clock = _lap(outcome, "middle", clock)
     for level in range(min(1, len(scene.canvases) - 1), len(scene.canvases)):
         progress(f"{scene.canvases[level][0].mm:.3g} mm", 0.6 + 0.3 * level / len(scene.canvases))
         models = growth(scene.model)[-2:] if level <= 1 else [scene.model]
@@ -178,18 +177,19 @@ def _settle(scene: Scene, name: str, pool: list[Candidate], maps: Tensor, uprigh
     if len(pool) == 1:
         return found
     few = _best(found, coarse, kept, 3)
-    found, coarse, kept = found[few], coarse[few], kept[few]
+    found, kept = found[few], kept[few]
     second = min(1, len(scene.canvases) - 1)
     later, finer = refine(scene, second, (name,), found, models[-2:], points=SETTLE_POINTS)
-    win = int(finer.argmax())
+    # MIND, which no pose was optimised for, joins the judgement: it tells near-symmetric poses apart
+    judged = finer.cpu() + torch.tensor([score(scene, second, ("mind",), one[None]) for one in later])
+    win = int(judged.argmax())
     if bool(kept.any()) and not bool(kept[win]):
-        home = int(torch.where(kept, finer, -torch.inf).argmax())
-        clear = all(float(s[win]) - float(s[home]) > MARGIN * (1 - float(s[home])) for s in (coarse, finer))
-        if not clear:
+        home = int(torch.where(kept.cpu(), judged, -torch.inf).argmax())
+        if float(judged[win] - judged[home]) <= MARGIN * (2 - float(judged[home])):
             win = home
         else:
-            outcome.notes.append(f"the scans lie turned against their headers: {name} {float(finer[win]):.3f} for the turned pose, "
-                                 f"{float(finer[home]):.3f} for the headers' orientation")
+            means = f"{float(judged[win]) / 2:.3f} for the turned pose, {float(judged[home]) / 2:.3f} for the headers' orientation"
+            outcome.notes.append(f"the scans lie turned against their headers: {name} and MIND together score {means}")
     return later[win: win + 1]
 
 
@@ -203,8 +203,8 @@ def _best(maps: Tensor, scores: Tensor, upright: Tensor, count: int) -> Tensor:
 
 def _pick(scene: Scene, pool: list[Candidate], maps: Tensor, upright: Tensor, outcome: Outcome) -> Outcome:
     """The best start unrefined, by the coarsest level; the header's orientation again has the prior."""
-    name = COARSE[outcome.similarity][-1]
-    values = evaluate(look(scene, 0, (name,), None), maps, residual((name,)), slopes=False, run=scene.run).score
+    name = COARSE.get(outcome.similarity, "cr")
+    values = evaluate(look(scene, 0, (name,), None, slopes=False), maps, residual((name,)), slopes=False, run=scene.run).score
     outcome.candidates = [{"origin": c.origin, "measure": name, "score": round(v, 4)} for c, v in zip(pool, values.tolist(), strict=True)]
     win = int(values.argmax())
     if bool(upright.any()) and not bool(upright[win]):
@@ -215,22 +215,13 @@ def _pick(scene: Scene, pool: list[Candidate], maps: Tensor, upright: Tensor, ou
     return outcome
 
 
-def _decide(scene: Scene, similarity: str, poses: list[Tensor], outcome: Outcome) -> Tensor:
-    """Which pose goes on and, for `auto`, under which measure: MIND, which neither was optimised for, judges the poses;
-    the local correlation at the better one tells whether intensities go together."""
-    if similarity != "auto":
-        return poses[0]
-    level = min(1, len(scene.canvases) - 1)
-    judged = [score(scene, level, ("mind",), pose) for pose in poses]
-    win = int(judged[1] > judged[0])
-    pose = poses[win]
+def _choose(scene: Scene, pose: Tensor, outcome: Outcome) -> None:
+    """The measure of the finer levels: the local correlation at the coarse pose tells whether intensities go together."""
     local = score(scene, len(scene.canvases) - 1, ("lncc",), pose)
     related = local >= UNRELATED.get(len(scene.canvases), UNRELATED_FINE)
     outcome.similarity = "lncc+ngf" if related else "ngf"
     outcome.why = (f"the local correlation is {local:.2f} at the coarse pose, "
-                   + ("intensities and edges go together" if related else "only edges can be relied on")
-                   + f"; pose found by {COARSE['auto'][win]} (MIND score {judged[win]:.2f} against {judged[1 - win]:.2f})")
-    return pose
+                   + ("intensities and edges go together" if related else "only edges can be relied on"))
 
 
 def _guard(scene: Scene, starts: Tensor, outcome: Outcome) -> None:
@@ -238,7 +229,7 @@ def _guard(scene: Scene, starts: Tensor, outcome: Outcome) -> None:
     level = min(1, len(scene.canvases) - 1)
     names = tuple(outcome.similarity.split("+"))
     quick = ("cr",) if names == ("mi",) or oriented(names) else names  # ranks the starts; the measure itself compares
-    values = evaluate(look(scene, level, quick, None, POINTS[0]), starts, residual(quick), slopes=False, run=scene.run).score
+    values = evaluate(look(scene, level, quick, None, POINTS[0], slopes=False), starts, residual(quick), slopes=False, run=scene.run).score
     best = starts[int(values.argmax())][None]
     before, after = (score(scene, level, names, one) for one in (best, outcome.map))
     outcome.scores |= {"best_start": before, "end": after}
