@@ -22,7 +22,8 @@ from regkit.registration.pair import Pair, make_pair
 from regkit.registration.pyramid import build, choose_levels
 from regkit.registration.result import Registration
 from regkit.registration.settings import START_NAMES, Settings
-from regkit.registration.walk import Outcome, Scene, score, walk
+from regkit.registration.steps import Outcome, Scene, score
+from regkit.registration.walk import walk
 from regkit.space import MODELS, Frame, Matrix
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from regkit.errors import FormatError, GeometryError, OverlapError
 from regkit.image import Image
+from regkit.registration.padding import scanned
 from regkit.sampling import warp
 from regkit.space import Matrix
 
@@ -59,6 +60,11 @@ def make_pair(fixed: Image, moving: Image, fixed_mask: Image | None = None, movi
             weight = inside if weight is None else weight * inside
             if not bool((weight > 0).any()):
                 raise OverlapError(f"{name}_mask: marks no voxel of the scan; give a mask that overlaps it")
+        measured = scanned(gray.data)
+        if measured is not None and (weight is None or bool((weight * measured > 0).any())):
+            notes.append(f"{name}: lies as a turned box in a constant border ({100 * (1 - float(measured.mean())):.0f} % of the voxels), "
+                         "which carries no weight")
+            weight = measured if weight is None else weight * measured
         values = gray.data if weight is None else gray.data[weight > 0]
         if float(values.max()) == float(values.min()):
             where = " inside its mask" if mask is not None else ""

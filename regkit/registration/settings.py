@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from regkit.errors import OptionError, choose
 
 MODEL_NAMES = ("translation", "rigid", "similarity", "affine")
-SIMILARITY_NAMES = ("mse", "ncc", "lncc", "cr", "mi", "mind", "ngf")
+SIMILARITY_NAMES = ("mse", "ncc", "lncc", "cr", "mi", "edge", "mind", "ngf")
 START_NAMES = ("auto", "header", "centre", "mass", "moments", "search")
 INTERPOLATION_NAMES = ("linear", "cubic", "nearest")
 
@@ -26,7 +26,7 @@ class Settings:
     model: str = "affine"
     """What may move: translation, rigid, similarity or affine."""
     similarity: str = "auto"
-    """What "aligned" means: auto, mse, ncc, lncc, cr, mi, mind or ngf; auto looks at the pair and says what it chose."""
+    """What "aligned" means: auto, mse, ncc, lncc, cr, mi, edge, mind or ngf; auto looks at the pair and says what it chose."""
     start: str = "auto"
     """Where to begin: auto, header, centre, mass, moments, search, or a transform file."""
     interpolation: str = "linear"

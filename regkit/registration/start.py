@@ -11,6 +11,7 @@ from torch import Tensor
 from regkit.registration.level import sides_of
 from regkit.registration.pyramid import Canvas, Run
 from regkit.registration.refine import evaluate
+from regkit.registration.shifts import shifts
 from regkit.similarity import SIMILARITIES
 from regkit.space import Frame, Model
 from regkit.space.models import nearest_rotation
@@ -94,6 +95,19 @@ def upright(fixed: Canvas, moving: Canvas, frame: Frame) -> list[Candidate]:
     return [Candidate(about(eye, a, b)[0], name, True) for name, (a, b) in pairs.items()]
 
 
+def shifted(fixed: Canvas, moving: Canvas, frame: Frame, run: Run = map) -> list[Candidate]:
+    """The header's orientation at the shifts where the scans' intensities, and where their edges, correlate best."""
+    jobs = (("intensity", fixed.data, moving.data), ("edge", *map(_edges, (fixed, moving))))
+    found = run(lambda job: shifts(fixed, moving, job[1], job[2], frame, 3), jobs)
+    return [Candidate(one, f"shift by {job[0]}", True) for job, maps in zip(jobs, found, strict=True) for one in maps]
+
+
+def _edges(canvas: Canvas) -> Tensor:
+    features = SIMILARITIES["edge"].features
+    assert features is not None
+    return features(canvas.data, canvas.weight)
+
+
 def angle_between(a: Tensor, b: Tensor) -> Tensor:
     """Angles (N, M) in radians between the rotations nearest to maps (N, D+1, D+1) and (M, D+1, D+1)."""
     d = a.shape[-1] - 1
@@ -119,7 +133,7 @@ def spread_out(maps: Tensor, scores: Tensor, count: int, apart: float) -> Tensor
 SEARCH_POINTS = (400, 1500)  # for all rotations, and for the better ones
 SEARCHED = 40  # rotations a measure that are looked at again
 # what ranks the rotations: a global measure sees far, a local one tells symmetric poses apart, cr sees through contrast
-_RANKED_BY = {"auto": ("ncc", "lncc", "cr"), "mse": ("ncc",), "ncc": ("ncc",), "lncc": ("ncc", "lncc")}
+_RANKED_BY = {"auto": ("ncc", "lncc", "cr", "edge"), "mse": ("ncc",), "ncc": ("ncc",), "lncc": ("ncc", "lncc")}
 
 
 def search(fixed: Canvas, moving: Canvas, frame: Frame, measures: tuple[str, ...], count: int, seed: int,
@@ -147,6 +161,8 @@ def candidates(fixed: Canvas, moving: Canvas, frame: Frame, model: Model, start:
                run: Run = map) -> list[Candidate]:
     """Where to begin for one of the start names; a translation cannot turn, so its searches keep the header's orientation."""
     straight = upright(fixed, moving, frame)
+    if start == "auto":
+        straight += shifted(fixed, moving, frame, run)
     if start in ("header", "centre", "mass"):
         return [c for c in straight if c.origin == start]
     if model.name == "translation":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regkit.errors import choose
-from regkit.similarity import cr, lncc, mi, mind, mse, ncc, ngf
+from regkit.similarity import cr, edge, lncc, mi, mind, mse, ncc, ngf
 from regkit.similarity.measure import Similarity
 
 SIMILARITIES: dict[str, Similarity] = {
@@ -12,6 +12,7 @@ SIMILARITIES: dict[str, Similarity] = {
     "lncc": Similarity("lncc", lncc.loss, lncc.features, "correlation", oriented=False),
     "cr": Similarity("cr", cr.loss, cr.features, "ratio", oriented=False),
     "mi": Similarity("mi", mi.loss, None, "none", oriented=False),
+    "edge": Similarity("edge", edge.loss, edge.features, "correlation", oriented=False),
     "mind": Similarity("mind", mind.loss, mind.features, "correlation", oriented=True),
     "ngf": Similarity("ngf", ngf.loss, ngf.features, "correlation", oriented=True),
 }

@@ -1,0 +1,73 @@
+"""All whole-voxel shifts of one canvas over another at once, by FFT: normalised correlation of what both see.
+
+Partial fields of view share neither centre nor mass; where they overlap can only be looked for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regkit.registration.pyramid import Canvas
+from regkit.space import Frame
+
+_LEAST = 0.2  # share of the smaller scan's energy that must be seen together
+
+
+def correlations(fixed: Tensor, fixed_weight: Tensor, moving: Tensor, moving_weight: Tensor) -> Tensor:
+    """Normalised correlation under both weights, times the root of the seen share, for every shift s: fixed (1, 1, *S) at x
+    against moving (N, 1, *M) at x + s - (M - 1).
+    → (N, *(S + M - 1)). Padfield 2012."""
+    d = fixed.ndim - 2
+    axes = list(range(2, d + 2))
+    sizes = [a + b - 1 for a, b in zip(fixed.shape[2:], moving.shape[2:], strict=True)]
+    fast = [_smooth_size(n) for n in sizes]
+
+    def forward(data: Tensor) -> Tensor:
+        return torch.fft.rfftn(data, fast, axes)
+
+    wf, wm = fixed_weight, moving_weight
+    f, m = fixed - (fixed * wf).sum() / wf.sum(), moving - (moving * wm).sum(axes, True) / wm.sum(axes, True).clamp_min(1e-6)
+    # correlation: the fixed scan runs backwards
+    first = forward(torch.cat([wf, f * wf, f * f * wf], 1).flip(axes))
+    second = forward(torch.cat([wm, m * wm, m * m * wm], 1))
+    pairs = ((0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (1, 1))
+    product = torch.stack([first[:, a] * second[:, b] for a, b in pairs], 1)
+    window = (..., *[slice(0, n) for n in sizes])
+    n, sf, sm, ff, mm, fm = torch.fft.irfftn(product, fast, axes)[window].unbind(1)
+    n = n.clamp_min(1e-3)
+    vf, vm = (ff - sf * sf / n).clamp_min(0), (mm - sm * sm / n).clamp_min(0)
+    shares = [(square / (data * data * w).sum(list(range(1, d + 2)), True)[:, 0].clamp_min(1e-12)).clamp(0, 1)
+              for square, data, w in ((ff, f, wf), (mm, m, wm))]
+    score = (fm - sf * sm / n) / (vf * vm).sqrt().clamp_min(1e-6 * float((f * f * wf).sum()))
+    return torch.where(torch.maximum(*shares) > _LEAST, score * ((shares[0] + shares[1]) / 2).sqrt(), -1.0)
+
+
+def _smooth_size(n: int) -> int:
+    """The least size from n on that is a product of 2, 3 and 5."""
+    while True:
+        rest = n
+        for p in (2, 3, 5):
+            while rest % p == 0:
+                rest //= p
+        if rest == 1:
+            return n
+        n += 1
+
+
+def shifts(fixed: Canvas, moving: Canvas, f: Tensor, m: Tensor, frame: Frame, count: int) -> list[Tensor]:
+    """The best `count` translations (D+1, D+1) in the frame by a feature of both scans (1, 1, *S), at least a quarter of the
+    scan apart."""
+    d = fixed.grid.ndim
+    score, found = correlations(f, fixed.weight, m, moving.weight)[0], []
+    first = fixed.grid.to_world(torch.zeros(1, 1, d, dtype=torch.float64))[0, 0]
+    for _ in range(count):
+        place = [int(p) for p in torch.unravel_index(score.argmax(), score.shape)]
+        step = [p - (n - 1) for p, n in zip(place, f.shape[2:], strict=True)]  # moving index on which fixed index 0 lies
+        one = torch.eye(d + 1, dtype=torch.float64, device=f.device)
+        one[:d, d] = (moving.grid.to_world(torch.tensor([[step]], dtype=torch.float64))[0, 0] - first) / frame.scale
+        found.append(one)
+        around = [slice(max(0, p - n // 4), p + n // 4 + 1) for p, n in zip(place, f.shape[2:], strict=True)]
+        score = score.clone()
+        score[tuple(around)] = -1
+    return found
