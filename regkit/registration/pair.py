@@ -60,7 +60,7 @@ def make_pair(fixed: Image, moving: Image, fixed_mask: Image | None = None, movi
             weight = inside if weight is None else weight * inside
             if not bool((weight > 0).any()):
                 raise OverlapError(f"{name}_mask: marks no voxel of the scan; give a mask that overlaps it")
-        measured = scanned(gray.data)
+        measured = scanned(gray)
         if measured is not None and (weight is None or bool((weight * measured > 0).any())):
             notes.append(f"{name}: lies as a turned box in a constant border ({100 * (1 - float(measured.mean())):.0f} % of the voxels), "
                          "which carries no weight")

@@ -11,6 +11,7 @@ from regkit.registration.equations import Equations, Side, equations
 from regkit.registration.pyramid import Run
 from regkit.space import Model
 
+LEAST_BEND = 0.1  # steps are lengthened ten times at most
 _CHUNK = 200_000  # points × candidates evaluated at a time: bounds memory, and leaves several jobs to share out
 
 
@@ -37,12 +38,17 @@ def levenberg_marquardt(sides: Sequence[Side], maps: Tensor, model: Model, resid
 
     tolerance: stop when no point of the frame's unit cube moves further, in frame units. reach: the longest step.
     run: a `map` that may share jobs among threads. → maps and their scores (N,). No map gets worse.
+
+    Scans of different people agree in part only, so the slope changes by less than the normal matrix says and its steps are
+    several times too short. Each step therefore measures the ratio, and the next one is lengthened by it (Barzilai & Borwein
+    1988, in the metric of the normal matrix).
     """
     d = maps.shape[-1] - 1
     generators = model.generators(d)[:, :d].reshape(-1, d * (d + 1)).to(maps.device)
     model_step = model.exp
     now = evaluate(sides, maps, residual, run=run)
     damping = torch.full((len(maps),), 1e-3, dtype=torch.float64, device=maps.device)
+    bend = torch.ones_like(damping)
     active = torch.ones(len(maps), dtype=torch.bool, device=maps.device)
     for _ in range(iterations):
         which = active.nonzero()[:, 0]
@@ -50,7 +56,7 @@ def levenberg_marquardt(sides: Sequence[Side], maps: Tensor, model: Model, resid
         slope = now.slope[which] @ generators.mT
         diagonal = normal.diagonal(dim1=-2, dim2=-1)
         floor = 1e-6 * diagonal.amax(-1, keepdim=True) + 1e-12
-        lifted = normal + torch.diag_embed((diagonal + floor) * damping[which, None] + floor)
+        lifted = normal * bend[which, None, None] + torch.diag_embed((diagonal + floor) * damping[which, None] + floor)
         theta = torch.linalg.solve(lifted, slope)
         theta = theta * (reach / theta.norm(dim=1, keepdim=True).clamp_min(reach))
         tried = maps[which] @ model_step(theta, d)
@@ -58,6 +64,9 @@ def levenberg_marquardt(sides: Sequence[Side], maps: Tensor, model: Model, resid
         better = new.score > now.score[which]
         size = theta.abs().amax(1)
         win = which[better]
+        # how much less than the normal matrix says the slope has changed along the step
+        change = ((slope - new.slope @ generators.mT) * theta).sum(1) / (theta[:, None] @ normal @ theta[..., None]).flatten().clamp_min(1e-30)
+        bend[which] = torch.where(better, change.clamp(LEAST_BEND, 1), (bend[which] * 4).clamp_max(1))
         maps = maps.index_copy(0, win, tried[better])
         now = Equations(now.score.index_copy(0, win, new.score[better]), now.normal.index_copy(0, win, new.normal[better]),
                         now.slope.index_copy(0, win, new.slope[better]))

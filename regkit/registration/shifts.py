@@ -62,7 +62,10 @@ def shifts(fixed: Canvas, moving: Canvas, f: Tensor, m: Tensor, frame: Frame, co
     score, found = correlations(f, fixed.weight, m, moving.weight)[0], []
     first = fixed.grid.to_world(torch.zeros(1, 1, d, dtype=torch.float64))[0, 0]
     for _ in range(count):
-        place = [int(p) for p in torch.unravel_index(score.argmax(), score.shape)]
+        flat, place = int(score.argmax()), []
+        for n in reversed(score.shape):
+            flat, at = divmod(flat, n)
+            place.insert(0, at)
         step = [p - (n - 1) for p, n in zip(place, f.shape[2:], strict=True)]  # moving index on which fixed index 0 lies
         one = torch.eye(d + 1, dtype=torch.float64, device=f.device)
         one[:d, d] = (moving.grid.to_world(torch.tensor([[step]], dtype=torch.float64))[0, 0] - first) / frame.scale
