@@ -150,12 +150,12 @@ class Luggage:
 
 def draw(result: Registration, path: Path) -> None:
     """The picture before and after: before is the moving scan where its header puts it."""
-    from regkit.registration.apply import apply
     from regkit.report.overlay import overlay
+    from regkit.sampling import warp
     from regkit.space import Matrix
 
-    before = apply(result.moving, [Matrix.identity(result.fixed.ndim)], result.fixed)
-    overlay(result.fixed, before, result.moved, path)
+    header, moving = Matrix.identity(result.fixed.ndim), result.moving.with_data(result.moving.luminance().data)
+    overlay(result.fixed, lambda plane: warp(moving, header, plane, smoothing=False), result.moved, path)
 
 
 def dump(record: dict[str, Any]) -> str:

@@ -63,7 +63,7 @@ def _few(scene: Scene, name: str, judge: str, pool: list[Candidate], outcome: Ou
     maps, scores = refine(scene, 0, (name,), maps, models[:1], points=SIFT_POINTS, iterations=SIFT_ITERATIONS)
     outcome.candidates += [{"origin": c.origin, "measure": name, "score": round(v, 4)} for c, v in zip(pool, scores.tolist(), strict=True)]
     header = torch.tensor([c.origin == "header" for c in pool], device=maps.device)
-    for place, (count, some) in enumerate(((SIFTED, models[:2]), (SETTLED, models[-2:]))):
+    for place, (count, some) in enumerate(((SIFTED, models[:2]), (SETTLED, models[:2][-1:]))):
         few = _best(maps, scores, (upright, header), count)
         maps, upright, header = maps[few], upright[few], header[few]
         maps, scores = refine(scene, second * place, (name,), maps, some, points=SETTLE_POINTS if place else None)

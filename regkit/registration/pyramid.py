@@ -42,10 +42,14 @@ class Smoothed:
         """Values and weights (1, 1, *target) by normalised convolution; world: (1, D+1, D+1) map of target to scan in mm."""
         mapping = self.grid.inverse @ target.affine if world is None else self.grid.inverse @ world @ target.affine
         d, device = target.ndim, mapping.device
-        blocks = torch.tensor(self.blocks, dtype=torch.float64, device=device)
-        where = target.index_points(torch.float64) @ mapping[:, :d, :d].mT + mapping[:, None, :d, d]
+        blocks = torch.tensor(self.blocks, device=device)
+        where = mapping[:, :d, d].reshape(d, *[1] * d)
+        for axis, n in enumerate(target.shape):  # a sum of ramps: exact in float64, without a point list
+            ramp = torch.arange(n, dtype=torch.float64, device=device) * mapping[0, :d, axis, None]
+            where = where + ramp.reshape(d, *[n if a == axis else 1 for a in range(d)])
+        where = where.float().flatten(1).mT[None]
         seen = inside(where, self.grid.shape).float()[:, None]
-        values = sample(self.stack, ((where - (blocks - 1) / 2) / blocks).float())
+        values = sample(self.stack, (where - (blocks - 1) / 2) / blocks)
         if self.weighted:
             share = values[:, 1:]
             values, seen = values[:, :1] / share.clamp_min(1e-3), seen * share * (share > 0.05)

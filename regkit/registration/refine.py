@@ -65,7 +65,8 @@ def levenberg_marquardt(sides: Sequence[Side], maps: Tensor, model: Model, resid
         size = theta.abs().amax(1)
         win = which[better]
         # how much less than the normal matrix says the slope has changed along the step
-        change = ((slope - new.slope @ generators.mT) * theta).sum(1) / (theta[:, None] @ normal @ theta[..., None]).flatten().clamp_min(1e-30)
+        expected = (theta[:, None] @ normal @ theta[..., None]).flatten().clamp_min(1e-30)
+        change = ((slope - new.slope @ generators.mT) * theta).sum(1) / expected
         bend[which] = torch.where(better, change.clamp(LEAST_BEND, 1), (bend[which] * 4).clamp_max(1))
         maps = maps.index_copy(0, win, tried[better])
         now = Equations(now.score.index_copy(0, win, new.score[better]), now.normal.index_copy(0, win, new.normal[better]),

@@ -15,7 +15,7 @@ from regkit.registration.refine import evaluate, levenberg_marquardt
 from regkit.similarity import SIMILARITIES
 from regkit.space import MODELS, Frame, Model
 
-POINTS = (4_000, 20_000, 50_000)  # compared in each direction at the coarsest, the second and all finer levels
+POINTS = (4_000, 12_000, 50_000)  # compared in each direction at the coarsest, the second and all finer levels
 ITERATIONS = (12, 10, 12)
 INFORMATION_POINTS = 20_000  # mutual information needs no more than its histogram has room for
 
@@ -86,7 +86,7 @@ def refine(scene: Scene, level: int, names: tuple[str, ...], maps: Tensor, model
     fixed, moving = scene.canvases[level]
     iterations = iterations or scene.effort(level)[1]
     step = max(fixed.mm, moving.mm) / scene.frame.scale
-    options = {"iterations": iterations, "tolerance": 0.01 * step, "reach": 4 * step}
+    options = {"iterations": iterations, "tolerance": 0.02 * step, "reach": 4 * step}
     if names == ("mi",):
         sides = look(scene, level, names, None, min(scene.effort(level)[0], INFORMATION_POINTS))
         climbed = [climb(sides, one, models[-1], iterations=3 * iterations) for one in maps.split(1)]

@@ -39,14 +39,21 @@ def walk(scene: Scene, similarity: str, start: str, given: Tensor | None, refine
     if similarity == "auto":
         _choose(scene, one, outcome)
     clock = _lap(outcome, "coarse", clock)
-    for level in range(min(1, len(scene.canvases) - 1), len(scene.canvases)):
-        progress(f"{scene.canvases[level][0].mm:.3g} mm", 0.6 + 0.3 * level / len(scene.canvases))
-        models = growth(scene.model)[-2:] if level <= 1 else [scene.model]
-        one, _ = refine(scene, level, tuple(outcome.similarity.split("+")), one, models)
+    outcome.map = _descend(scene, one, outcome, progress)
     _lap(outcome, "fine", clock)
-    outcome.map = one
-    _guard(scene, torch.stack([c.map for c in pool]), outcome)
+    _guard(scene, torch.stack([c.map for c in pool]), outcome, progress)
     return outcome
+
+
+def _descend(scene: Scene, one: Tensor, outcome: Outcome, progress: Callable[[str, float], None]) -> Tensor:
+    """A pose refined from the second level to the finest, under the chosen measure."""
+    names, count, chain = tuple(outcome.similarity.split("+")), len(scene.canvases), growth(scene.model)
+    for level in range(min(1, count - 1), count):
+        progress(f"{scene.canvases[level][0].mm:.3g} mm", 0.6 + 0.3 * level / count)
+        # full freedom waits for the finer half of the levels: before, whole structures fit their neighbours by shear
+        models = chain[:2][-1:] if level < count // 2 else chain[-2:] if level <= 1 else chain[-1:]
+        one, _ = refine(scene, level, names, one, models)
+    return one
 
 
 def _lap(outcome: Outcome, name: str, since: float) -> float:
@@ -80,7 +87,7 @@ def _choose(scene: Scene, pose: Tensor, outcome: Outcome) -> None:
                    + ("intensities and edges go together" if related else "only edges can be relied on"))
 
 
-def _guard(scene: Scene, starts: Tensor, outcome: Outcome) -> None:
+def _guard(scene: Scene, starts: Tensor, outcome: Outcome, progress: Callable[[str, float], None]) -> None:
     """Never worse than the best start, by one measure on one sample set: the chosen one at the second level."""
     level = min(1, len(scene.canvases) - 1)
     names = tuple(outcome.similarity.split("+"))
@@ -88,8 +95,14 @@ def _guard(scene: Scene, starts: Tensor, outcome: Outcome) -> None:
     values = evaluate(look(scene, level, quick, None, POINTS[0], slopes=False), starts, residual(quick), slopes=False, run=scene.run).score
     best = starts[int(values.argmax())][None]
     before, after = (score(scene, level, names, one) for one in (best, outcome.map))
+    if after < before:  # the pose that was chosen is none: go down again from the best start
+        outcome.map = _descend(scene, best, outcome, progress)
+        again = score(scene, level, names, outcome.map)
+        outcome.notes.append(f"the first pose ended below the best start ({outcome.similarity} {after:.3f}, {before:.3f}); refined "
+                             f"from there: {again:.3f}")
+        after = again
     outcome.scores |= {"best_start": before, "end": after}
     if after < before:
         outcome.map = best
         outcome.scores["end"] = before
-        outcome.notes.append(f"refinement made it worse ({outcome.similarity} {before:.3f} → {after:.3f}); the best start was kept")
+        outcome.notes.append("that was no better either; the best start was kept as it is")

@@ -7,6 +7,7 @@ likewise, so that a picture (PNG, JPEG) is shown as it is stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,25 +27,36 @@ _WORDS = {0: "sagittal", 1: "coronal", 2: "axial"}
 _SIDES = {0: ("A", "P"), 1: ("R", "L"), 2: ("R", "L")}
 
 
-def overlay(fixed: Image, before: Image, after: Image, path: Path) -> None:
+def overlay(fixed: Image, before: Image | Callable[[Grid], Image], after: Image, path: Path) -> None:
     """Write a PNG: two rows (before, after) of three orthogonal planes through the middle of fixed's foreground; 2D scans
     give one plane in two columns.
 
-    fixed, before, after: images on the same grid; before may be empty. Only the first item of a batch is drawn.
+    fixed, before, after: images on the same grid; before may be empty, or a function that gives it on the grid of a plane.
+    Only the first item of a batch is drawn.
     Raises GeometryError if the grids differ.
     """
     for name, image in (("before", before), ("after", after)):
-        if image.grid.shape != fixed.grid.shape:
+        if isinstance(image, Image) and image.grid.shape != fixed.grid.shape:
             raise GeometryError(f"overlay: {name} has shape {image.grid.shape}, fixed {fixed.grid.shape}; resample it first")
     order, spacing = _display(fixed.grid)
-    f, b, a = (_as_shown(image, order) for image in (fixed, before, after))
-    fixed_window, moved_window = _window(f), _window(a if _thin(a)[0].any() else b)
+    f, a = (_as_shown(image, order) for image in (fixed, after))
+    fixed_window = _window(f)
     centre = _centre(f, fixed_window)
     axes = (2,) if f.ndim == 2 else (0, 1, 2)
-    rows = [[_compose(_scaled(_plane(f, axis, centre), fixed_window), _scaled(_plane(moved, axis, centre), moved_window))
-             for axis in axes] for moved in (b, a)]
+
+    def earlier(axis: int) -> np.ndarray:
+        if isinstance(before, Image):
+            return _plane(_as_shown(before, order), axis, centre)
+        cut = fixed.grid if f.ndim == 2 else _cut(fixed.grid, order[axis], centre[axis])
+        return _plane(_as_shown(before(cut), order), axis, (0,) * f.ndim)
+
+    planes = [[earlier(axis) for axis in axes], [_plane(a, axis, centre) for axis in axes]]
+    moved_window = _window(a if _thin(a)[0].any() else max(planes[0], key=np.ptp))
+    rows = [[_compose(_scaled(_plane(f, axis, centre), fixed_window), _scaled(plane, moved_window))
+             for axis, plane in zip(axes, row, strict=True)] for row in planes]
     sizes = [_plane_mm(f.shape, spacing, axis) for axis in axes]
-    _sheet(rows, sizes, axes, letters=f.ndim == 3, finest=min(spacing)).save(path, format="PNG", optimize=False)
+    sheet = _sheet(rows, sizes, axes, letters=f.ndim == 3, finest=min(spacing))
+    sheet.save(path, format="PNG", compress_level=1)  # much faster, a little larger
 
 
 def _display(grid: Grid) -> tuple[list[tuple[int, bool]], list[float]]:
@@ -55,6 +67,15 @@ def _display(grid: Grid) -> tuple[list[tuple[int, bool]], list[float]]:
         axis = next(i for i, letter in enumerate(letters) if letter in pair)
         order.append((axis, letters[axis] == pair[0]))
     return order, [float(grid.spacing[0, axis]) for axis, _ in order]
+
+
+def _cut(grid: Grid, axis: tuple[int, bool], place: int) -> Grid:
+    """One plane of a grid: across (array axis, whether it is shown backwards), at a place as shown."""
+    across, flipped = axis
+    at = grid.shape[across] - 1 - place if flipped else place
+    affine = grid.affine.clone()
+    affine[:, :, -1] += at * affine[:, :, across]
+    return Grid(tuple(1 if a == across else n for a, n in enumerate(grid.shape)), affine)
 
 
 def _as_shown(image: Image, order: list[tuple[int, bool]]) -> np.ndarray:
