@@ -54,7 +54,8 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
     device = _device(settings.device)
     with _threads(settings.threads, device) as run, torch.inference_mode(False), torch.no_grad():
         pair = make_pair(*(scans[name].to(device) for name in ("fixed", "moving")),
-                         *(scans[name].to(device) if name in scans else None for name in ("fixed_mask", "moving_mask")))
+                         *(scans[name].to(device) if name in scans else None for name in ("fixed_mask", "moving_mask")),
+                         run=run)
         tell("pyramid", 0.05)
         given, notes = _given(pair, settings)
         asked = settings.level_list()

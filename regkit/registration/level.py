@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from regkit.registration.equations import Side, make_side, volume_of
-from regkit.registration.pyramid import Canvas, Run
+from regkit.registration.pyramid import Canvas
+from regkit.registration.run import Run
 from regkit.similarity import Similarity
 from regkit.space import Frame
 

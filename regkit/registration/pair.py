@@ -10,6 +10,7 @@ from torch import Tensor
 from regkit.errors import FormatError, GeometryError, OverlapError
 from regkit.image import Image
 from regkit.registration.padding import scanned
+from regkit.registration.run import Run
 from regkit.sampling import warp
 from regkit.space import Matrix
 
@@ -34,44 +35,46 @@ class Pair:
         return self.fixed.ndim
 
 
-def make_pair(fixed: Image, moving: Image, fixed_mask: Image | None = None, moving_mask: Image | None = None) -> Pair:
-    """Check two scans and their masks.
+def make_pair(fixed: Image, moving: Image, fixed_mask: Image | None = None, moving_mask: Image | None = None,
+              run: Run = map) -> Pair:
+    """Check two scans and their masks; the scans are independent jobs for `run`.
 
     Raises GeometryError (2D against 3D), FormatError (empty, constant, all NaN), OverlapError (a mask that misses its scan).
     """
     if fixed.ndim != moving.ndim:
         raise GeometryError(f"moving: is {moving.ndim}D {moving.grid.shape}, fixed is {fixed.ndim}D {fixed.grid.shape}; "
                             "give two scans of one dimension (a slice out of the volume, or the volume)")
-    notes: list[str] = []
-    ready, weights = [], []
-    for name, image, mask in (("fixed", fixed, fixed_mask), ("moving", moving, moving_mask)):
-        gray = image.luminance()
-        finite = torch.isfinite(gray.data)
-        weight = None
-        if not bool(finite.all()):
-            share = float(finite.float().mean())
-            if share == 0:
-                raise FormatError(f"{name}: every voxel is NaN or infinite; nothing to align")
-            notes.append(f"{name}: {100 * (1 - share):.2g} % of the voxels are NaN or infinite and carry no weight")
-            gray, weight = gray.with_data(torch.where(finite, gray.data, 0.0)), finite.float()
-        if mask is not None:
-            inside, said = _on_grid(name, mask, image)
-            notes.extend(said)
-            weight = inside if weight is None else weight * inside
-            if not bool((weight > 0).any()):
-                raise OverlapError(f"{name}_mask: marks no voxel of the scan; give a mask that overlaps it")
-        measured = scanned(gray)
-        if measured is not None and (weight is None or bool((weight * measured > 0).any())):
-            notes.append(f"{name}: lies as a turned box in a constant border ({100 * (1 - float(measured.mean())):.0f} % of the voxels), "
-                         "which carries no weight")
-            weight = measured if weight is None else weight * measured
-        values = gray.data if weight is None else gray.data[weight > 0]
-        if float(values.max()) == float(values.min()):
-            where = " inside its mask" if mask is not None else ""
-            raise FormatError(f"{name}: every voxel{where} has the value {float(values.max()):g}; a scan with some contrast is needed")
-        ready.append(gray)
-        weights.append(weight)
-    return Pair(ready[0], ready[1], weights[0], weights[1], tuple(notes))
+    jobs = (("fixed", fixed, fixed_mask), ("moving", moving, moving_mask))
+    (f, wf, said), (m, wm, more) = run(lambda job: _ready(*job), jobs)
+    return Pair(f, m, wf, wm, (*said, *more))
+
+
+def _ready(name: str, image: Image, mask: Image | None) -> tuple[Image, Tensor | None, list[str]]:
+    """One scan of one channel without NaN, its weight, and what was done to it."""
+    gray, weight, notes = image.luminance(), None, []
+    finite = torch.isfinite(gray.data)
+    if not bool(finite.all()):
+        share = float(finite.float().mean())
+        if share == 0:
+            raise FormatError(f"{name}: every voxel is NaN or infinite; nothing to align")
+        notes.append(f"{name}: {100 * (1 - share):.2g} % of the voxels are NaN or infinite and carry no weight")
+        gray, weight = gray.with_data(torch.where(finite, gray.data, 0.0)), finite.float()
+    if mask is not None:
+        inside, said = _on_grid(name, mask, image)
+        notes.extend(said)
+        weight = inside if weight is None else weight * inside
+        if not bool((weight > 0).any()):
+            raise OverlapError(f"{name}_mask: marks no voxel of the scan; give a mask that overlaps it")
+    measured = scanned(gray)
+    if measured is not None and (weight is None or bool((weight * measured > 0).any())):
+        notes.append(f"{name}: lies as a box in a constant border ({100 * (1 - float(measured.mean())):.0f} % of the voxels), "
+                     "which carries no weight")
+        weight = measured if weight is None else weight * measured
+    values = gray.data if weight is None else gray.data[weight > 0]
+    if float(values.max()) == float(values.min()):
+        where = " inside its mask" if mask is not None else ""
+        raise FormatError(f"{name}: every voxel{where} has the value {float(values.max()):g}; a scan with some contrast is needed")
+    return gray, weight, notes
 
 
 def _on_grid(name: str, mask: Image, image: Image) -> tuple[Tensor, list[str]]:

@@ -3,20 +3,18 @@ depends on how a scan is stored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from regkit.image import Image
 from regkit.registration.pair import Pair
+from regkit.registration.run import Run
 from regkit.sampling import antialias, inside, sample, shrinkage
 from regkit.space import Grid
 
 _COARSE = 20  # voxels across the smaller scan at the coarsest level: 10 mm for a human head
-Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]  # a `map` that may share independent jobs out
 _MOST = {2: 600_000, 3: 2_500_000}  # voxels of a canvas
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regkit.registration.equations import Equations, Side, equations
-from regkit.registration.pyramid import Run
+from regkit.registration.run import Run
 from regkit.space import Model
 
 LEAST_BEND = 0.1  # steps are lengthened ten times at most

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from regkit.registration.level import sides_of
-from regkit.registration.pyramid import Canvas, Run
+from regkit.registration.pyramid import Canvas
 from regkit.registration.refine import evaluate
+from regkit.registration.run import Run
 from regkit.registration.shifts import shifts
 from regkit.registration.turns import rotations
 from regkit.similarity import SIMILARITIES
@@ -108,7 +109,7 @@ def spread_out(maps: Tensor, scores: Tensor, count: int, apart: float) -> Tensor
     return torch.tensor(kept, device=maps.device)
 
 
-SEARCH_POINTS = (400, 1500)  # for all rotations, and for the better ones
+SEARCH_POINTS = (250, 1500)  # for all rotations, and for the better ones
 SEARCHED = 40  # rotations a measure that are looked at again
 # what ranks the rotations: a global measure sees far, a local one tells symmetric poses apart, cr sees through contrast
 _RANKED_BY = {"auto": ("ncc", "lncc", "cr", "edge"), "mse": ("ncc",), "ncc": ("ncc",), "lncc": ("ncc", "lncc")}

@@ -10,8 +10,9 @@ from torch import Tensor
 from regkit.registration.equations import Side
 from regkit.registration.gradient import climb, information
 from regkit.registration.level import has_turned, sides_of
-from regkit.registration.pyramid import Canvas, Run
+from regkit.registration.pyramid import Canvas
 from regkit.registration.refine import evaluate, levenberg_marquardt
+from regkit.registration.run import Run
 from regkit.similarity import SIMILARITIES
 from regkit.space import MODELS, Frame, Model
 
