@@ -79,12 +79,17 @@ def _pick(scene: Scene, pool: list[Candidate], outcome: Outcome) -> Outcome:
 
 
 def _choose(scene: Scene, pose: Tensor, outcome: Outcome) -> None:
-    """The measure of the finer levels: the local correlation at the coarse pose tells whether intensities go together."""
-    local = score(scene, len(scene.canvases) - 1, ("lncc",), pose)
-    related = local >= UNRELATED.get(len(scene.canvases), UNRELATED_FINE)
-    outcome.similarity = "lncc+ngf" if related else "ngf"
+    """The measure of the finer levels: the local correlation at the coarse pose tells whether intensities go together, and
+    whether MIND sees more than it does (then contrasts differ, and MIND is worth its price) or edges are enough."""
+    count = len(scene.canvases)
+    local = score(scene, count - 1, ("lncc",), pose)
+    related = local >= UNRELATED.get(count, UNRELATED_FINE)
+    smooth, structure = (score(scene, min(1, count - 1), (name,), pose) for name in ("lncc", "mind"))
+    detail = "mind" if structure > smooth else "ngf"
+    outcome.similarity = f"lncc+{detail}" if related else detail
     outcome.why = (f"the local correlation is {local:.2f} at the coarse pose, "
-                   + ("intensities and edges go together" if related else "only edges can be relied on"))
+                   + ("intensities and structure go together" if related else "only structure can be relied on")
+                   + f"; MIND scores {structure:.2f} where local correlation scores {smooth:.2f}")
 
 
 def _guard(scene: Scene, starts: Tensor, outcome: Outcome, progress: Callable[[str, float], None]) -> None:
