@@ -52,14 +52,22 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Equations:
-    """Similarity (N,) in [-1, 1], 1 is best, and, for a step θ in all D (D+1) matrix entries, normal matrix and gradient."""
+    """Of what both scans see, the similarity (N,) in [-1, 1], 1 is best; the share (N,) of the home scan's feature energy
+    that is seen; and, for a step θ in all D (D+1) matrix entries, normal matrix and gradient."""
 
-    score: Tensor
+    similarity: Tensor
+    share: Tensor
     normal: Tensor
     slope: Tensor
 
+    @property
+    def score(self) -> Tensor:
+        """(N,): zero overlap scores zero."""
+        return self.similarity * self.share.sqrt()
+
     def __add__(self, other: Equations) -> Equations:
-        return Equations(self.score + other.score, self.normal + other.normal, self.slope + other.slope)
+        return Equations(self.similarity + other.similarity, self.share + other.share, self.normal + other.normal,
+                         self.slope + other.slope)
 
 
 def volume_of(features: Tensor, weight: Tensor, residual: str) -> Tensor:
@@ -168,7 +176,7 @@ def equations(side: Side, maps: Tensor, residual: str, *, slopes: bool = True) -
                 carry = -torch.einsum("nji,nkl->nikjl", maps[:, :d, :d], torch.linalg.inv(maps))
                 carry = carry.reshape(len(maps), d * (d + 1), -1)
                 slope, normal = (carry @ slope[..., None])[..., 0], carry @ normal @ carry.mT
-    return Equations(score * share.sqrt(), normal, slope)  # zero overlap scores zero
+    return Equations(score, share, normal, slope)
 
 
 def _correlation(side: Side, read: Tensor, weight: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,7 +24,7 @@ def evaluate(sides: Sequence[Side], maps: Tensor, residual: str, *, slopes: bool
     total: Equations | None = None
     for start in range(0, len(done), len(chunks)):  # always added in the same order: the same bits whoever ran them
         parts = done[start: start + len(chunks)]
-        one = Equations(torch.cat([p.score for p in parts]) / len(sides),
+        one = Equations(torch.cat([p.similarity for p in parts]) / len(sides), torch.cat([p.share for p in parts]) / len(sides),
                         torch.cat([p.normal for p in parts]) if slopes else parts[0].normal,
                         torch.cat([p.slope for p in parts]) if slopes else parts[0].slope)
         total = one if total is None else total + one
@@ -33,10 +33,12 @@ def evaluate(sides: Sequence[Side], maps: Tensor, residual: str, *, slopes: bool
 
 
 def levenberg_marquardt(sides: Sequence[Side], maps: Tensor, model: Model, residual: str, *, iterations: int, tolerance: float,
-                        reach: float, run: Run = map) -> tuple[Tensor, Tensor]:
+                        reach: float, slack: float = 0.0, run: Run = map) -> tuple[Tensor, Tensor]:
     """Refine maps (N, D+1, D+1), given in the frame, within the model: accepted steps are composed into the map.
 
     tolerance: stop when no point of the frame's unit cube moves further, in frame units. reach: the longest step.
+    slack: by how much of itself the shared field of view may shrink at no cost. Over long ways it must cost, or maps part;
+    near the end it pulls a map towards more overlap than there is.
     run: a `map` that may share jobs among threads. → maps and their scores (N,). No map gets worse.
 
     Scans of different people agree in part only, so the slope changes by less than the normal matrix says and its steps are
@@ -47,6 +49,11 @@ def levenberg_marquardt(sides: Sequence[Side], maps: Tensor, model: Model, resid
     generators = model.generators(d)[:, :d].reshape(-1, d * (d + 1)).to(maps.device)
     model_step = model.exp
     now = evaluate(sides, maps, residual, run=run)
+    least = now.share * (1 - slack) if slack else torch.ones_like(now.share)
+
+    def merit(found: Equations, which: Tensor) -> Tensor:
+        return found.similarity * (found.share / least[which].clamp_min(1e-6)).clamp_max(1).sqrt()
+
     damping = torch.full((len(maps),), 1e-3, dtype=torch.float64, device=maps.device)
     bend = torch.ones_like(damping)
     active = torch.ones(len(maps), dtype=torch.bool, device=maps.device)
@@ -61,7 +68,7 @@ def levenberg_marquardt(sides: Sequence[Side], maps: Tensor, model: Model, resid
         theta = theta * (reach / theta.norm(dim=1, keepdim=True).clamp_min(reach))
         tried = maps[which] @ model_step(theta, d)
         new = evaluate(sides, tried, residual, run=run)
-        better = new.score > now.score[which]
+        better = merit(new, which) > merit(Equations(now.similarity[which], now.share[which], now.normal, now.slope), which)
         size = theta.abs().amax(1)
         win = which[better]
         # how much less than the normal matrix says the slope has changed along the step
@@ -69,7 +76,8 @@ def levenberg_marquardt(sides: Sequence[Side], maps: Tensor, model: Model, resid
         change = ((slope - new.slope @ generators.mT) * theta).sum(1) / expected
         bend[which] = torch.where(better, change.clamp(LEAST_BEND, 1), (bend[which] * 4).clamp_max(1))
         maps = maps.index_copy(0, win, tried[better])
-        now = Equations(now.score.index_copy(0, win, new.score[better]), now.normal.index_copy(0, win, new.normal[better]),
+        now = Equations(now.similarity.index_copy(0, win, new.similarity[better]), now.share.index_copy(0, win, new.share[better]),
+                        now.normal.index_copy(0, win, new.normal[better]),
                         now.slope.index_copy(0, win, new.slope[better]))
         damping[which] = torch.where(better, damping[which] / 5, damping[which] * 10).clamp(1e-7, 1e4)
         done = (better & (size < tolerance)) | (~better & ((size < tolerance) | (damping[which] > 1e3)))

@@ -81,19 +81,20 @@ def residual(names: tuple[str, ...]) -> str:
 
 
 def refine(scene: Scene, level: int, names: tuple[str, ...], maps: Tensor, models: list[Model], *, points: int | None = None,
-           iterations: int | None = None) -> tuple[Tensor, Tensor]:
+           iterations: int | None = None, slack: float = 0.0) -> tuple[Tensor, Tensor]:
     """Refine maps (N, D+1, D+1) in the frame at one level under the mean of the measures, through the models in turn
-    → maps, scores (N,). points, iterations: other than the level's."""
+    → maps, scores (N,). points, iterations: other than the level's. slack: see
+    `levenberg_marquardt`."""
     fixed, moving = scene.canvases[level]
     iterations = iterations or scene.effort(level)[1]
     step = max(fixed.mm, moving.mm) / scene.frame.scale
-    options = {"iterations": iterations, "tolerance": 0.02 * step, "reach": 4 * step}
+    options = {"iterations": iterations, "tolerance": 0.02 * step, "reach": 4 * step, "slack": slack}
     if names == ("mi",):
         sides = look(scene, level, names, None, min(scene.effort(level)[0], INFORMATION_POINTS))
         climbed = [climb(sides, one, models[-1], iterations=3 * iterations) for one in maps.split(1)]
         return torch.cat([m for m, _ in climbed]), torch.cat([s for _, s in climbed])
     if oriented(names) and len(maps) > 1:
-        each = [refine(scene, level, names, one, models, points=points, iterations=iterations) for one in maps.split(1)]
+        each = [refine(scene, level, names, one, models, points=points, iterations=iterations, slack=slack) for one in maps.split(1)]
         return torch.cat([m for m, _ in each]), torch.cat([s for _, s in each])
     around, scores = maps, maps.new_zeros(len(maps))
     sides = look(scene, level, names, around, points)

@@ -52,7 +52,7 @@ def _descend(scene: Scene, one: Tensor, outcome: Outcome, progress: Callable[[st
         progress(f"{scene.canvases[level][0].mm:.3g} mm", 0.6 + 0.3 * level / count)
         # full freedom waits for the finer half of the levels: before, whole structures fit their neighbours by shear
         models = chain[:2][-1:] if level < count // 2 else chain[-2:] if level <= 1 else chain[-1:]
-        one, _ = refine(scene, level, names, one, models)
+        one, _ = refine(scene, level, names, one, models, slack=0.1)
     return one
 
 
