@@ -90,8 +90,8 @@ def place(scans, tmp_path, monkeypatch) -> Path:
     for file in scans.iterdir():
         (tmp_path / file.name).symlink_to(file)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("regkit.registration.walk.POINTS", (500, 1000, 2000), raising=False)
-    monkeypatch.setattr("regkit.registration.start.SEARCH_POINTS", 150, raising=False)
+    monkeypatch.setattr("regkit.registration.steps.POINTS", (500, 1000, 2000), raising=False)
+    monkeypatch.setattr("regkit.registration.start.SEARCH_POINTS", (100, 150), raising=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path
@@ -211,16 +211,19 @@ def test_every_value_is_explained(names):
 
 
 def test_figures_of_the_method_are_those_of_the_code():
-    from regkit.registration import guard, level, pyramid, start, walk
+    from regkit.registration import guard, level, pose, pyramid, refine, start, steps, turns, walk
 
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
-    a, b, c = walk.POINTS
-    i, j, k = walk.ITERATIONS
+    a, b, c = steps.POINTS
+    i, j, k = steps.ITERATIONS
     for figure in (f"at most {a:,} at the coarsest level, {b:,} at the second, {c:,}\nat finer", f"At most {i} iterations",
-                   f"{j} at the second, {k} at finer", f"more than {walk.MARGIN} of what",
+                   f"{j} at the second, {k} at finer", f"more than {pose.MARGIN} of what",
                    f"at {walk.UNRELATED_FINE} or more ({walk.UNRELATED[2]} with two levels, {walk.UNRELATED[1]} with one",
-                   f"more than {level.TURN} (", f"edges / {pyramid._COARSE} (", f"scored at {start.SEARCH_POINTS:,} points",
-                   f"{len(start.rotations(3)):,} rotations", f"{len(start.rotations(2))} angles",
+                   f"more than {level.TURN} (", f"edges / {pyramid._COARSE} (", f"scored at {start.SEARCH_POINTS[0]} points",
+                   f"the best {start.SEARCHED} again at {start.SEARCH_POINTS[1]:,} points", f"between {refine.LEAST_BEND} and 1",
+                   f"by {pose.SIFT_POINTS:,} points and {pose.SIFT_ITERATIONS} iterations", f"best {pose.SIFTED} that lie apart",
+                   f"best {pose.SETTLED} with", f"below {pose.UNSURE} no pose",
+                   f"{len(turns.rotations(3)):,} rotations", f"{len(turns.rotations(2))} angles",
                    f"below {guard.FEW_OVERLAP:.0%}".replace("%", " %"), f"below {guard.LEAST_OVERLAP:.0%}".replace("%", " %"),
                    f"beyond {guard.ODD_SCALE:g} or", f"beyond {guard.FAR_SCALE:g} or", f"| above {guard.ODD_SHEAR:g} |"):
         assert figure in text, f"docs/method.md does not say {figure!r}: the code has changed"

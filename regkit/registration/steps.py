@@ -108,9 +108,16 @@ def refine(scene: Scene, level: int, names: tuple[str, ...], maps: Tensor, model
     return maps, scores
 
 
+def compare(scene: Scene, level: int, names: tuple[str, ...], one: Tensor) -> tuple[float, float]:
+    """Of one map (1, D+1, D+1) in the frame: the similarity of what both scans see, in [-1, 1], and the share of features seen
+    (1 for mutual information, which has it in its value)."""
+    if names == ("mi",):
+        return float(information(look(scene, level, names, one, INFORMATION_POINTS), one)), 1.0
+    found = evaluate(look(scene, level, names, one, slopes=False), one, residual(names), slopes=False, run=scene.run)
+    return float(found.similarity), float(found.share)
+
+
 def score(scene: Scene, level: int, names: tuple[str, ...], one: Tensor) -> float:
     """The score of one map (1, D+1, D+1) in the frame: [-1, 1], 1 is best; zero overlap is 0."""
-    if names == ("mi",):
-        return float(information(look(scene, level, names, one, INFORMATION_POINTS), one))
-    sides = look(scene, level, names, one, slopes=False)
-    return float(evaluate(sides, one, residual(names), slopes=False, run=scene.run).score)
+    similarity, share = compare(scene, level, names, one)
+    return similarity * share**0.5

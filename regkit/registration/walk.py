@@ -11,12 +11,13 @@ from torch import Tensor
 from regkit.registration.pose import MARGIN, settle
 from regkit.registration.refine import evaluate
 from regkit.registration.start import Candidate, candidates
-from regkit.registration.steps import POINTS, Outcome, Scene, growth, look, oriented, refine, residual, score
+from regkit.registration.steps import POINTS, Outcome, Scene, compare, growth, look, oriented, refine, residual, score
 
 # a local correlation at the finest level below this says that intensities do not go together; where that level is coarse
 # the scans' outlines alone correlate (T1 and T2 of one stripped brain: 0.85, 0.32, -0.22 at the first three levels)
 UNRELATED = {1: 0.9, 2: 0.4}
 UNRELATED_FINE = 0.1
+SLACK = 0.1  # by so much of itself the shared field of view may shrink at the finest level at no cost
 # what stands in for a measure while poses are far apart: cheap, turns freely, and pulls from afar
 COARSE = {"mse": "mse", "ncc": "ncc"}
 
@@ -52,7 +53,7 @@ def _descend(scene: Scene, one: Tensor, outcome: Outcome, progress: Callable[[st
         progress(f"{scene.canvases[level][0].mm:.3g} mm", 0.6 + 0.3 * level / count)
         # full freedom waits for the finer half of the levels: before, whole structures fit their neighbours by shear
         models = chain[:2][-1:] if level < count // 2 else chain[-2:] if level <= 1 else chain[-1:]
-        one, _ = refine(scene, level, names, one, models, slack=0.1)
+        one, _ = refine(scene, level, names, one, models, slack=SLACK if level == count - 1 else 0.0)
     return one
 
 
@@ -93,21 +94,28 @@ def _choose(scene: Scene, pose: Tensor, outcome: Outcome) -> None:
 
 
 def _guard(scene: Scene, starts: Tensor, outcome: Outcome, progress: Callable[[str, float], None]) -> None:
-    """Never worse than the best start, by one measure on one sample set: the chosen one at the second level."""
+    """Never worse than the best start, by one measure on one sample set: the chosen one at the second level.
+
+    The shared field of view may shrink by SLACK at no cost, here as in the refinement."""
     level = min(1, len(scene.canvases) - 1)
     names = tuple(outcome.similarity.split("+"))
     quick = ("cr",) if names == ("mi",) or oriented(names) else names  # ranks the starts; the measure itself compares
     values = evaluate(look(scene, level, quick, None, POINTS[0], slopes=False), starts, residual(quick), slopes=False, run=scene.run).score
     best = starts[int(values.argmax())][None]
-    before, after = (score(scene, level, names, one) for one in (best, outcome.map))
+    before, least = compare(scene, level, names, best)
+
+    def reached() -> float:
+        similarity, share = compare(scene, level, names, outcome.map)
+        outcome.scores["end"] = similarity * share**0.5
+        return similarity * min(1.0, share / max((1 - SLACK) * least, 1e-6)) ** 0.5
+
+    outcome.scores["best_start"] = before * least**0.5
+    after = reached()
     if after < before:  # the pose that was chosen is none: go down again from the best start
         outcome.map = _descend(scene, best, outcome, progress)
-        again = score(scene, level, names, outcome.map)
+        again = reached()
         outcome.notes.append(f"the first pose ended below the best start ({outcome.similarity} {after:.3f}, {before:.3f}); refined "
                              f"from there: {again:.3f}")
-        after = again
-    outcome.scores |= {"best_start": before, "end": after}
-    if after < before:
-        outcome.map = best
-        outcome.scores["end"] = before
-        outcome.notes.append("that was no better either; the best start was kept as it is")
+        if again < before:
+            outcome.map, outcome.scores["end"] = best, outcome.scores["best_start"]
+            outcome.notes.append("that was no better either; the best start was kept as it is")
