@@ -47,9 +47,11 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
     tell = progress or (lambda stage, share: None)
     began = time.perf_counter()
     tell("reading", 0.0)
-    scans = {name: read_image(source, volume=settings.volume, name=name)
-             for name, source in {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask}.items()
-             if source is not None}
+    given_scans = {name: source for name, source in
+                   {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask}.items() if source is not None}
+    with ThreadPoolExecutor(2) as pool:  # most of it is decompression, which lets other threads work
+        images = pool.map(lambda item: read_image(item[1], volume=settings.volume, name=item[0]), given_scans.items())
+        scans = dict(zip(given_scans, images, strict=True))
     read = time.perf_counter()
     device = _device(settings.device)
     with _threads(settings.threads, device) as run, torch.inference_mode(False), torch.no_grad():
