@@ -155,7 +155,8 @@ def draw(result: Registration, path: Path) -> None:
     from regkit.space import Matrix
 
     header, moving = Matrix.identity(result.fixed.ndim), result.moving.with_data(result.moving.luminance().data)
-    overlay(result.fixed, lambda plane: warp(moving, header, plane, smoothing=False), result.moved, path)
+    fill = result.settings.fill_value(float(moving.data.min()))
+    overlay(result.fixed, lambda plane: warp(moving, header, plane, fill=fill, smoothing=False), result.moved, path)
 
 
 def dump(record: dict[str, Any]) -> str:
