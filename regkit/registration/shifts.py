@@ -16,8 +16,7 @@ _LEAST = 0.2  # share of the smaller scan's energy that must be seen together
 
 def correlations(fixed: Tensor, fixed_weight: Tensor, moving: Tensor, moving_weight: Tensor) -> Tensor:
     """Normalised correlation under both weights, times the root of the seen share, for every shift s: fixed (1, 1, *S) at x
-    against moving (N, 1, *M) at x + s - (M - 1).
-    → (N, *(S + M - 1)). Padfield 2012."""
+    against moving (N, 1, *M) at x + s - (S - 1), in voxels; -1 where too little is seen. → (N, *(S + M - 1)). Padfield 2012."""
     d = fixed.ndim - 2
     axes = list(range(2, d + 2))
     sizes = [a + b - 1 for a, b in zip(fixed.shape[2:], moving.shape[2:], strict=True)]
