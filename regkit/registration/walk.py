@@ -100,7 +100,8 @@ def _guard(scene: Scene, starts: Tensor, outcome: Outcome, progress: Callable[[s
     level = min(1, len(scene.canvases) - 1)
     names = tuple(outcome.similarity.split("+"))
     quick = ("cr",) if names == ("mi",) or oriented(names) else names  # ranks the starts; the measure itself compares
-    values = evaluate(look(scene, level, quick, None, POINTS[0] // 4, slopes=False), starts, residual(quick), slopes=False, run=scene.run).score
+    sides = look(scene, level, quick, None, POINTS[0] // 4, slopes=False)
+    values = evaluate(sides, starts, residual(quick), slopes=False, run=scene.run).score
     best = starts[int(values.argmax())][None]
     before, least = compare(scene, level, names, best)
 
