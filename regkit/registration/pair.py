@@ -9,6 +9,7 @@ from torch import Tensor
 
 from regkit.errors import FormatError, GeometryError, OverlapError
 from regkit.image import Image
+from regkit.registration.background import background
 from regkit.registration.padding import scanned
 from regkit.registration.run import Run
 from regkit.sampling import warp
@@ -21,6 +22,7 @@ class Pair:
 
     fixed, moving: one channel, float32, (1, 1, *S), NaN replaced by 0.
     fixed_weight, moving_weight: (1, 1, *S) in [0, 1] or None (all voxels count); 0 where the mask is empty or the scan is NaN.
+    fixed_background, moving_background: the value of a constant background, as skull stripping leaves it, or None.
     notes: what was done to make them fit, in sentences.
     """
 
@@ -28,6 +30,8 @@ class Pair:
     moving: Image
     fixed_weight: Tensor | None
     moving_weight: Tensor | None
+    fixed_background: float | None = None
+    moving_background: float | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -45,12 +49,12 @@ def make_pair(fixed: Image, moving: Image, fixed_mask: Image | None = None, movi
         raise GeometryError(f"moving: is {moving.ndim}D {moving.grid.shape}, fixed is {fixed.ndim}D {fixed.grid.shape}; "
                             "give two scans of one dimension (a slice out of the volume, or the volume)")
     jobs = (("fixed", fixed, fixed_mask), ("moving", moving, moving_mask))
-    (f, wf, said), (m, wm, more) = run(lambda job: _ready(*job), jobs)
-    return Pair(f, m, wf, wm, (*said, *more))
+    (f, wf, bf, said), (m, wm, bm, more) = run(lambda job: _ready(*job), jobs)
+    return Pair(f, m, wf, wm, bf, bm, (*said, *more))
 
 
-def _ready(name: str, image: Image, mask: Image | None) -> tuple[Image, Tensor | None, list[str]]:
-    """One scan of one channel without NaN, its weight, and what was done to it."""
+def _ready(name: str, image: Image, mask: Image | None) -> tuple[Image, Tensor | None, float | None, list[str]]:
+    """One scan of one channel without NaN, its weight, its background, and what was done to it."""
     gray, weight, notes = image.luminance(), None, []
     finite = torch.isfinite(gray.data)
     if not bool(finite.all()):
@@ -74,7 +78,7 @@ def _ready(name: str, image: Image, mask: Image | None) -> tuple[Image, Tensor |
     if float(values.max()) == float(values.min()):
         where = " inside its mask" if mask is not None else ""
         raise FormatError(f"{name}: every voxel{where} has the value {float(values.max()):g}; a scan with some contrast is needed")
-    return gray, weight, notes
+    return gray, weight, background(gray.data), notes
 
 
 def _on_grid(name: str, mask: Image, image: Image) -> tuple[Tensor, list[str]]:

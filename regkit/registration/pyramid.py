@@ -3,7 +3,7 @@ depends on how a scan is stored."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,18 +16,21 @@ from regkit.space import Grid
 
 _COARSE = 20  # voxels across the smaller scan at the coarsest level: 10 mm for a human head
 _MOST = {2: 600_000, 3: 2_500_000}  # voxels of a canvas
+SAME = 0.01  # of a scan's range of intensities: what differs from the background by less is background
 
 
 @dataclass(frozen=True, eq=False)
 class Smoothed:
     """A scan ready to be read at steps of about one size: anti-aliased voxels, with their weights where not all count.
 
-    stack: (1, 1 or 2, *S / blocks), values times weights, and weights if `weighted`. grid: before blocks were averaged."""
+    stack: (1, 1 or 2, *S / blocks), values times weights, and weights if `weighted`. grid: before blocks were averaged.
+    hidden: a value that counts as not seen, see `background`."""
 
     stack: Tensor
     weighted: bool
     grid: Grid
     blocks: tuple[int, ...]
+    hidden: float | None = None
 
     @staticmethod
     def of(data: Tensor, weight: Tensor | None, grid: Grid, factors: list[float]) -> Smoothed:
@@ -51,6 +54,8 @@ class Smoothed:
         if self.weighted:
             share = values[:, 1:]
             values, seen = values[:, :1] / share.clamp_min(1e-3), seen * share * (share > 0.05)
+        if self.hidden is not None:
+            seen = seen * ((values - self.hidden).abs() > SAME)
         return values.reshape(1, 1, *target.shape), seen.reshape(1, 1, *target.shape)
 
 
@@ -58,16 +63,26 @@ class Smoothed:
 class Canvas:
     """A scan at one level: values and weights (1, 1, *S) on an isotropic grid; weight 0 where nothing was seen.
 
-    source: what it was read from, for reading it in another pose without interpolating twice."""
+    source: what it was read from, for reading it in another pose without interpolating twice.
+    background: the scan's constant background as a value of `data`, where there is one."""
 
     data: Tensor
     weight: Tensor
     grid: Grid
     source: Smoothed
+    background: float | None = None
 
     @property
     def mm(self) -> float:
         return float(self.grid.spacing[0, 0])
+
+
+def without_background(canvas: Canvas) -> Canvas:
+    """The canvas with no weight where nothing but the constant background is."""
+    if canvas.background is None:
+        return canvas
+    weight = canvas.weight * ((canvas.data - canvas.background).abs() > SAME)
+    return replace(canvas, weight=weight, source=replace(canvas.source, hidden=canvas.background))
 
 
 def _bounds(data: Tensor, weight: Tensor | None) -> tuple[float, float]:
@@ -108,19 +123,20 @@ def build(pair: Pair, levels: tuple[float, ...], *, literal: bool = False, run: 
     Intensities are made robust: what `_bounds` gives becomes 0 … 1 and what lies beyond is clamped, by each scan's own
     bounds or, `literal`, by common ones, for measures that compare intensities as they are."""
     levels = tuple(max(_fitting(pair.fixed.grid, mm), _fitting(pair.moving.grid, mm)) for mm in levels)
-    scans = ((pair.fixed, pair.fixed_weight), (pair.moving, pair.moving_weight))
-    bounds = [_bounds(image.data, weight) for image, weight in scans]
+    scans = ((pair.fixed, pair.fixed_weight, pair.fixed_background), (pair.moving, pair.moving_weight, pair.moving_background))
+    bounds = [_bounds(image.data, weight) for image, weight, _ in scans]
     if literal:
         bounds = [(min(low for low, _ in bounds), max(high for _, high in bounds))] * 2
 
-    def canvases(job: tuple[Image, Tensor | None, tuple[float, float]]) -> list[Canvas]:
-        image, weight, (low, high) = job
+    def canvases(job: tuple[Image, Tensor | None, float | None, tuple[float, float]]) -> list[Canvas]:
+        image, weight, constant, (low, high) = job
+        constant = None if constant is None else min(max((constant - low) / (high - low), 0.0), 1.0)
         data, grid, made = ((image.data - low) / (high - low)).clamp_(0, 1), image.grid, []
         for mm in sorted(levels):
             target = image.grid.canonical(mm)
             source = Smoothed.of(data, weight, grid, shrinkage(grid.inverse @ target.affine))
             values, seen = source.read(target)
-            made.insert(0, Canvas(values, seen, target, source))
+            made.insert(0, Canvas(values, seen, target, source, constant))
             if mm == min(levels):  # coarser levels are made from the finest: the same scan, less work
                 data, weight, grid = values, seen, target
         return made

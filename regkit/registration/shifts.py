@@ -15,8 +15,10 @@ _LEAST = 0.2  # share of the smaller scan's energy that must be seen together
 
 
 def correlations(fixed: Tensor, fixed_weight: Tensor, moving: Tensor, moving_weight: Tensor) -> Tensor:
-    """Normalised correlation under both weights, times the root of the seen share, for every shift s: fixed (1, 1, *S) at x
-    against moving (N, 1, *M) at x + s - (S - 1), in voxels; -1 where too little is seen. → (N, *(S + M - 1)). Padfield 2012."""
+    """Normalised correlation under both weights, times the root of the seen share, for every shift s: fixed (1, C, *S) at x
+    against moving (N, C, *M) at x + s - (S - 1), in voxels; -1 where too little is seen. → (N, *(S + M - 1)). Padfield 2012.
+
+    One channel loses its mean; the channels of a descriptor, which together have none at any voxel, are taken as they are."""
     d = fixed.ndim - 2
     axes = list(range(2, d + 2))
     sizes = [a + b - 1 for a, b in zip(fixed.shape[2:], moving.shape[2:], strict=True)]
@@ -26,19 +28,26 @@ def correlations(fixed: Tensor, fixed_weight: Tensor, moving: Tensor, moving_wei
         return torch.fft.rfftn(data, fast, axes)
 
     wf, wm = fixed_weight, moving_weight
-    f, m = fixed - (fixed * wf).sum() / wf.sum(), moving - (moving * wm).sum(axes, True) / wm.sum(axes, True).clamp_min(1e-6)
+    single = fixed.shape[1] == 1
+    f, m = fixed, moving
+    if single:
+        f, m = f - (f * wf).sum() / wf.sum(), m - (m * wm).sum(axes, True) / wm.sum(axes, True).clamp_min(1e-6)
+    square_f, square_m = (f * f).sum(1, keepdim=True), (m * m).sum(1, keepdim=True)
     # correlation: the fixed scan runs backwards
-    first = forward(torch.cat([wf, f * wf, f * f * wf], 1).flip(axes))
-    second = forward(torch.cat([wm, m * wm, m * m * wm], 1))
-    pairs = ((0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (1, 1))
-    product = torch.stack([first[:, a] * second[:, b] for a, b in pairs], 1)
+    first = forward(torch.cat([wf, square_f * wf, f * wf], 1).flip(axes))
+    second = forward(torch.cat([wm, square_m * wm, m * wm], 1))
+    product = [first[:, 1] * second[:, 0], first[:, 0] * second[:, 1], (first[:, 2:] * second[:, 2:]).sum(1)]
+    if single:
+        product += [first[:, 0] * second[:, 0], first[:, 2] * second[:, 0], first[:, 0] * second[:, 2]]
     window = (..., *[slice(0, n) for n in sizes])
-    n, sf, sm, ff, mm, fm = torch.fft.irfftn(product, fast, axes)[window].unbind(1)
-    n = n.clamp_min(1e-3)
-    vf, vm = (ff - sf * sf / n).clamp_min(0), (mm - sm * sm / n).clamp_min(0)
-    shares = [(square / (data * data * w).sum(list(range(1, d + 2)), True)[:, 0].clamp_min(1e-12)).clamp(0, 1)
-              for square, data, w in ((ff, f, wf), (mm, m, wm))]
-    score = (fm - sf * sm / n) / (vf * vm).sqrt().clamp_min(1e-6 * float((f * f * wf).sum()))
+    ff, mm, fm, *means = torch.fft.irfftn(torch.stack(product, 1), fast, axes)[window].unbind(1)
+    shares = [(seen / (square * w).sum(list(range(1, d + 2)), True)[:, 0].clamp_min(1e-12)).clamp(0, 1)
+              for seen, square, w in ((ff, square_f, wf), (mm, square_m, wm))]
+    if single:
+        n, sf, sm = means
+        n = n.clamp_min(1e-3)
+        ff, mm, fm = ff - sf * sf / n, mm - sm * sm / n, fm - sf * sm / n
+    score = fm / (ff.clamp_min(0) * mm.clamp_min(0)).sqrt().clamp_min(1e-6 * float((square_f * wf).sum()))
     return torch.where(torch.maximum(*shares) > _LEAST, score * ((shares[0] + shares[1]) / 2).sqrt(), -1.0)
 
 
@@ -55,7 +64,7 @@ def _smooth_size(n: int) -> int:
 
 
 def shifts(fixed: Canvas, moving: Canvas, f: Tensor, m: Tensor, frame: Frame, count: int) -> list[Tensor]:
-    """The best `count` translations (D+1, D+1) in the frame by a feature of both scans (1, 1, *S), at least a quarter of the
+    """The best `count` translations (D+1, D+1) in the frame by features of both scans (1, C, *S), at least a quarter of the
     scan apart."""
     d = fixed.grid.ndim
     score, found = correlations(f, fixed.weight, m, moving.weight)[0], []

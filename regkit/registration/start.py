@@ -75,16 +75,16 @@ def upright(fixed: Canvas, moving: Canvas, frame: Frame) -> list[Candidate]:
 
 
 def shifted(fixed: Canvas, moving: Canvas, frame: Frame, run: Run = map) -> list[Candidate]:
-    """The header's orientation at the shifts where the scans' intensities, and where their edges, correlate best."""
-    jobs = (("intensity", fixed.data, moving.data), ("edge", *map(_edges, (fixed, moving))))
+    """The header's orientation at the shifts where the scans' intensities, their edges, and their structure correlate best."""
+    jobs = (("intensity", fixed.data, moving.data), ("edge", *_both(fixed, moving, "edge")), ("mind", *_both(fixed, moving, "mind")))
     found = run(lambda job: shifts(fixed, moving, job[1], job[2], frame, 3), jobs)
     return [Candidate(one, f"shift by {job[0]}", True) for job, maps in zip(jobs, found, strict=True) for one in maps]
 
 
-def _edges(canvas: Canvas) -> Tensor:
-    features = SIMILARITIES["edge"].features
+def _both(fixed: Canvas, moving: Canvas, name: str) -> list[Tensor]:
+    features = SIMILARITIES[name].features
     assert features is not None
-    return features(canvas.data, canvas.weight)
+    return [features(canvas.data, canvas.weight) for canvas in (fixed, moving)]
 
 
 def angle_between(a: Tensor, b: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from regkit.registration.equations import Side
 from regkit.registration.gradient import climb, information
 from regkit.registration.level import has_turned, sides_of
-from regkit.registration.pyramid import Canvas
+from regkit.registration.pyramid import Canvas, without_background
 from regkit.registration.refine import evaluate, levenberg_marquardt
 from regkit.registration.run import Run
 from regkit.similarity import SIMILARITIES
@@ -31,6 +31,11 @@ class Scene:
     model: Model
     seed: int
     run: Run = map
+
+    def hiding(self, fixed: bool, moving: bool) -> Scene:
+        """The scene in which a scan's constant background carries no weight."""
+        return replace(self, canvases=[(without_background(f) if fixed else f, without_background(m) if moving else m)
+                                       for f, m in self.canvases])
 
     def effort(self, level: int) -> tuple[int, int]:
         """Points and iterations at a level."""

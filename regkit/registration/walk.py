@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from regkit.registration.outline import backgrounds
 from regkit.registration.pose import MARGIN, settle
 from regkit.registration.refine import evaluate
 from regkit.registration.start import Candidate, candidates
@@ -30,13 +31,15 @@ def walk(scene: Scene, similarity: str, start: str, given: Tensor | None, refine
     clock = time.perf_counter()
     outcome = Outcome(torch.zeros(0), similarity)
     progress("start", 0.15)
-    pool = [Candidate(given[0], "given", True)] if given is not None else \
-        candidates(*scene.canvases[0], scene.frame, scene.model, start, similarity, scene.seed, scene.run)
+    pool = _pool(scene, similarity, start, given)
     clock = _lap(outcome, "start", clock)
     if not refined:
         return _pick(scene, pool, outcome)
     progress("coarse", 0.3)
-    one = settle(scene, COARSE.get(similarity, "cr"), pool, outcome)
+    name = COARSE.get(similarity, "cr")
+    one = settle(scene, name, pool, outcome)
+    if similarity != "mse":  # which compares intensities as they are, the background's too
+        scene, one = backgrounds(scene, one, lambda other: settle(other, name, _pool(other, similarity, start, given), outcome), outcome)
     if similarity == "auto":
         _choose(scene, one, outcome)
     clock = _lap(outcome, "coarse", clock)
@@ -44,6 +47,12 @@ def walk(scene: Scene, similarity: str, start: str, given: Tensor | None, refine
     _lap(outcome, "fine", clock)
     _guard(scene, torch.stack([c.map for c in pool]), outcome, progress)
     return outcome
+
+
+def _pool(scene: Scene, similarity: str, start: str, given: Tensor | None) -> list[Candidate]:
+    if given is not None:
+        return [Candidate(given[0], "given", True)]
+    return candidates(*scene.canvases[0], scene.frame, scene.model, start, similarity, scene.seed, scene.run)
 
 
 def _descend(scene: Scene, one: Tensor, outcome: Outcome, progress: Callable[[str, float], None]) -> Tensor:

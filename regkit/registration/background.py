@@ -1,0 +1,25 @@
+"""Constant background: what skull stripping, thresholding or cutting out has left of a scan.
+
+Two stripped brains are laid on each other well by their outlines. Against a whole head the outline of a stripped brain is no
+edge of the other scan: taken for one, it is stretched over the skull.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+_LEAST = 0.1  # share of the voxels from which on there is a background to speak of
+
+
+def background(data: Tensor) -> float | None:
+    """The value that most corners of a scan (1, 1, *S) share, if a tenth of its voxels or more have it exactly."""
+    volume = data[0, 0]
+    corners = torch.stack([volume[at] for at in itertools.product((0, -1), repeat=volume.ndim)])
+    value = corners.mode().values
+    if int((corners == value).sum()) < len(corners) // 2:
+        return None
+    steps = tuple(slice(None, None, max(1, n // 64)) for n in volume.shape)
+    return float(value) if float((volume[steps] == value).float().mean()) >= _LEAST else None
