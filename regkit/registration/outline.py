@@ -6,44 +6,47 @@ was not. Its background then says nothing and must carry no weight, from the sea
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from regkit.filters import gradient
+from regkit.registration.pose import Poses
 from regkit.registration.pyramid import SAME, Canvas
-from regkit.registration.steps import Outcome, Scene, compare, score
+from regkit.registration.steps import Outcome, Scene
 
-DOUBTED = 0.45  # MIND of what lies inside both outlines, second level; right poses of cut-out scans have more, stretched ones less
-BETTER = 0.05  # by so much more of it, a pose found without backgrounds convinces
+DOUBTED = 0.4  # MIND score of what lies inside both outlines, second level: right poses of cut-out scans have more, stretched ones less
 TISSUE = 0.45  # share of the other scan's edges on a background: 0.6 and more for a brain in a head or template, else 0.37 at most
 
 
-def backgrounds(scene: Scene, pose: Tensor, find: Callable[[Scene], Tensor], outcome: Outcome) -> tuple[Scene, Tensor]:
-    """The scene without the backgrounds that say nothing, and the pose (1, D+1, D+1) in it.
+def inside(scene: Scene) -> Scene:
+    """The scene without any constant background: what poses are judged by."""
+    return scene.hiding(*_there(scene))
 
-    find: finds a pose in a scene. It is called again, for each scan without its background, only if the insides of the two
-    scans do not agree at the pose."""
-    second = min(1, len(scene.canvases) - 1)
-    there = [canvas.background is not None for canvas in scene.canvases[second]]
+
+def stripped(scene: Scene, poses: Poses) -> list[Scene]:
+    """Scenes without one scan's background or the other's, if the insides do not agree at any of the poses."""
+    if float(poses.judged.max()) >= DOUBTED:
+        return []
+    there = _there(scene)
+    return [scene.hiding(*which) for which in ((True, False), (False, True)) if there[which.index(True)]]
+
+
+def without_idle(scene: Scene, pose: Tensor, outcome: Outcome) -> Scene:
+    """The scene without the backgrounds that say nothing at a pose (1, D+1, D+1)."""
+    there, second = _there(scene), min(1, len(scene.canvases) - 1)
     if not any(there):
-        return scene, pose
-    inside = scene.hiding(*there)
-    agreed, _ = compare(inside, second, ("mind",), pose)
-    if agreed < DOUBTED:
-        least = score(inside, second, ("mind",), pose) + BETTER
-        for which in [w for w in ((True, False), (False, True)) if there[w.index(True)]]:
-            other = find(scene.hiding(*which))
-            reached = score(inside, second, ("mind",), other)
-            if reached > least:
-                pose, least = other, reached
+        return scene
     hidden = [bool(a and b > TISSUE) for a, b in zip(there, _on_background(*scene.canvases[second], scene, pose), strict=True)]
     for name, one in zip(("fixed", "moving"), hidden, strict=True):
         if one:
             outcome.notes.append(f"{name}: its background lies on tissue of the other scan, as that of a cut-out (skull-stripped) scan "
                                  "does, and carries no weight")
-    return scene.hiding(*hidden) if any(hidden) else scene, pose
+    return scene.hiding(*hidden) if any(hidden) else scene
+
+
+def _there(scene: Scene) -> tuple[bool, bool]:
+    fixed, moving = scene.canvases[0]
+    return fixed.background is not None, moving.background is not None
 
 
 def _on_background(fixed: Canvas, moving: Canvas, scene: Scene, pose: Tensor) -> tuple[float, float]:

@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from regkit.registration.start import Candidate, spread_out
+from regkit.registration.shifts import shifted
+from regkit.registration.start import Candidate, angle_between, search_structure, spread_out
 from regkit.registration.steps import Outcome, Scene, growth, refine, score
 
 MARGIN = 0.05  # of what its score leaves to the best: by so much another orientation must beat the header's
 SIFT_POINTS, SIFT_ITERATIONS, SIFTED = 1_000, 5, 6  # a first look at all candidates, and how many of them go on
 SETTLE_POINTS, SETTLED = 6_000, 2  # at the second level, and for how many candidates by the measure, and by MIND
+STRUCTURED = 8  # poses that the search by structure proposes
+LOOKED_ALONG = 3  # turned poses along which shifts are looked for
 APART = 0.1  # radians: nearer poses are one
 UNSURE = 0.15  # a MIND score at the second level that no right pose of 112 had (least 0.25), and no wrong one exceeded
 
@@ -25,18 +28,23 @@ class Poses:
     upright: Tensor
     judged: Tensor
 
+    def __add__(self, other: Poses) -> Poses:
+        return Poses(*(torch.cat(both) for both in zip(vars(self).values(), vars(other).values(), strict=True)))
 
-def settle(scene: Scene, name: str, pool: list[Candidate], outcome: Outcome) -> Tensor:
-    """The best pose (1, D+1, D+1) that a measure finds from the candidates, as MIND judges it.
 
-    The header's orientation is the prior: another must win by a margin."""
-    poses = _few(scene, name, pool, outcome)
-    if len(pool) > 1 and float(poses.judged.max()) < UNSURE:
-        # intensities lead nowhere: look for poses by edges too
-        edges = _few(scene, "edge", pool, outcome)
-        poses = Poses(*(torch.cat(both) for both in zip(vars(poses).values(), vars(edges).values(), strict=True)))
-        outcome.notes.append(f"no pose found by {name} convinces; of those found by edges and by it, MIND chose (score "
+def settle(scene: Scene, name: str, pool: list[Candidate], judge: Scene, outcome: Outcome) -> Poses:
+    """A few poses that a measure finds from the candidates, judged by MIND in the scene `judge`."""
+    poses = _few(scene, name, pool, judge, outcome)
+    if len(pool) > 1 and scene.model.name != "translation" and float(poses.judged.max()) < UNSURE:
+        found = search_structure(*scene.canvases[0], scene.frame, STRUCTURED, scene.run)
+        poses = poses + _few(scene, "mind", found, judge, outcome)
+        outcome.notes.append(f"no pose found by {name} convinces; all shifts of many rotations were looked at by structure (MIND score "
                              f"{float(poses.judged.max()):.2f}, of right poses 0.25 and more)")
+    return poses
+
+
+def choose(poses: Poses, outcome: Outcome) -> Tensor:
+    """The best pose (1, D+1, D+1). The header's orientation is the prior: another must win by a margin."""
     maps, kept, judged = poses.maps, poses.upright, poses.judged
     win = int(judged.argmax())
     if bool(kept.any()) and not bool(kept[win]):
@@ -49,7 +57,7 @@ def settle(scene: Scene, name: str, pool: list[Candidate], outcome: Outcome) -> 
     return maps[win: win + 1]
 
 
-def _few(scene: Scene, name: str, pool: list[Candidate], outcome: Outcome) -> Poses:
+def _few(scene: Scene, name: str, pool: list[Candidate], judge: Scene, outcome: Outcome) -> Poses:
     """One measure's best few poses of a pool: all candidates through the coarsest level, some through the second, judged
     there by MIND.
 
@@ -61,18 +69,33 @@ def _few(scene: Scene, name: str, pool: list[Candidate], outcome: Outcome) -> Po
     upright = torch.tensor([c.upright for c in pool], device=maps.device)
     maps, scores = refine(scene, 0, (name,), maps, models[:1], points=SIFT_POINTS, iterations=SIFT_ITERATIONS)
     outcome.candidates += [{"origin": c.origin, "measure": name, "score": round(v, 4)} for c, v in zip(pool, scores.tolist(), strict=True)]
-    origins = [c.origin for c in pool]
-    structure = torch.zeros_like(upright)  # the shift at which structure agrees best stays, whatever intensities say of it
-    structure[[origins.index(o) for o in set(origins) & {"shift by mind"}]] = True
-    header = torch.tensor([o == "header" for o in origins], device=maps.device)
-    few = torch.unique(torch.cat([spread_out(maps, scores, SIFTED, APART), *_best(scores, upright, header, structure)]))
+    header = torch.tensor([c.origin == "header" for c in pool], device=maps.device)
+    few = torch.unique(torch.cat([spread_out(maps, scores, SIFTED, APART), *_best(scores, upright, header)]))
     maps, upright, header = maps[few], upright[few], header[few]
     maps, scores = refine(scene, 0, (name,), maps, models[:2])
-    mind = _mind(scene, 0, maps)
+    if len(pool) > 1 and name != "mind":
+        # turned rightly, a scan may still lie along the other by its outline: look along it
+        turned = torch.unique(torch.cat([_turns(maps, scores, LOOKED_ALONG), *_best(scores, upright)]))
+        along = list(scene.run(lambda one: shifted(*scene.canvases[0], maps[one: one + 1], scene.frame, 2), turned.tolist()))
+        more = torch.stack([m for found in along for m, _ in found])
+        more, better = refine(scene, 0, (name,), more, models[:2])
+        maps, scores = torch.cat([maps, more]), torch.cat([scores, better])
+        upright = torch.cat([upright, upright[turned].repeat_interleave(torch.tensor([len(found) for found in along], device=maps.device))])
+        header = torch.cat([header, torch.zeros(len(more), dtype=torch.bool, device=header.device)])
+    mind = _mind(judge, 0, maps)
     few = torch.unique(torch.cat([*(spread_out(maps, some, SETTLED, APART) for some in (scores, mind)), *_best(scores, upright, header)]))
     maps, upright = maps[few], upright[few]
     maps, _ = refine(scene, second, (name,), maps, models[:2][-1:], points=SETTLE_POINTS)
-    return Poses(maps, upright, _mind(scene, second, maps))
+    return Poses(maps, upright, _mind(judge, second, maps))
+
+
+def _turns(maps: Tensor, scores: Tensor, count: int) -> Tensor:
+    """Places of the best maps (at most `count`) whose rotations differ."""
+    kept: list[int] = []
+    for place in scores.argsort(descending=True).tolist():
+        if len(kept) < count and (not kept or bool((angle_between(maps[place: place + 1], maps[kept]) > 4 * APART).all())):
+            kept.append(place)
+    return torch.tensor(kept, device=maps.device)
 
 
 def _mind(scene: Scene, level: int, maps: Tensor) -> Tensor:

@@ -5,11 +5,14 @@ Partial fields of view share neither centre nor mass; where they overlap can onl
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from regkit.registration.pyramid import Canvas
-from regkit.space import Frame
+from regkit.similarity import SIMILARITIES
+from regkit.space import Frame, Grid
 
 _LEAST = 0.2  # share of the smaller scan's energy that must be seen together
 
@@ -63,22 +66,45 @@ def _smooth_size(n: int) -> int:
         n += 1
 
 
-def shifts(fixed: Canvas, moving: Canvas, f: Tensor, m: Tensor, frame: Frame, count: int) -> list[Tensor]:
+def shifts(fixed: Canvas, moving: Canvas, f: Tensor, m: Tensor, frame: Frame, count: int) -> list[tuple[Tensor, float]]:
     """The best `count` translations (D+1, D+1) in the frame by features of both scans (1, C, *S), at least a quarter of the
-    scan apart."""
+    scan apart, with their scores."""
     d = fixed.grid.ndim
     score, found = correlations(f, fixed.weight, m, moving.weight)[0], []
     first = fixed.grid.to_world(torch.zeros(1, 1, d, dtype=torch.float64))[0, 0]
-    for _ in range(count):
+    for k in range(count):
         flat, place = int(score.argmax()), []
+        reached = float(score.flatten()[flat])
         for n in reversed(score.shape):
             flat, at = divmod(flat, n)
             place.insert(0, at)
         step = [p - (n - 1) for p, n in zip(place, f.shape[2:], strict=True)]  # moving index on which fixed index 0 lies
         one = torch.eye(d + 1, dtype=torch.float64, device=f.device)
         one[:d, d] = (moving.grid.to_world(torch.tensor([[step]], dtype=torch.float64))[0, 0] - first) / frame.scale
-        found.append(one)
-        around = [slice(max(0, p - n // 4), p + n // 4 + 1) for p, n in zip(place, f.shape[2:], strict=True)]
-        score = score.clone()
-        score[tuple(around)] = -1
+        found.append((one, reached))
+        if k + 1 < count:
+            around = [slice(max(0, p - n // 4), p + n // 4 + 1) for p, n in zip(place, f.shape[2:], strict=True)]
+            score = score.clone()
+            score[tuple(around)] = -1
     return found
+
+
+def shifted(fixed: Canvas, moving: Canvas, pose: Tensor, frame: Frame, count: int) -> list[tuple[Tensor, float]]:
+    """The best `count` maps (D+1, D+1) in the frame that differ from `pose` (1, D+1, D+1) by a shift, with their scores, by
+    MIND: structure finds its place where fields of view share a part only, and neither centres, masses nor outlines do."""
+    features = SIMILARITIES["mind"].features
+    assert features is not None
+    d = fixed.grid.ndim
+    back = frame.world(torch.linalg.inv(pose))
+    seen = moving.grid.to_world((moving.weight[0, 0] > 0.5).nonzero().double()[None])[0] @ back[0, :d, :d].mT + back[0, :d, d]
+    if len(seen) == 0:
+        return []
+    low, size = seen.amin(0), seen.amax(0) - seen.amin(0)  # the moving scan's view, where the pose puts it
+    affine = torch.diag(torch.full((d + 1,), fixed.mm, dtype=torch.float64, device=pose.device))
+    affine[d, d] = 1
+    affine[:d, d] = low
+    grid = Grid(tuple(math.floor(n) + 1 for n in (size / fixed.mm).tolist()), affine)
+    data, weight = moving.source.read(grid, frame.world(pose))
+    laid = Canvas(data, weight, grid, moving.source)
+    found = shifts(fixed, laid, features(fixed.data, fixed.weight), features(data, weight), frame, count)
+    return [(pose[0] @ shift, score) for shift, score in found]

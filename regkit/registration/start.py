@@ -11,7 +11,7 @@ from regkit.registration.level import sides_of
 from regkit.registration.pyramid import Canvas
 from regkit.registration.refine import evaluate
 from regkit.registration.run import Run
-from regkit.registration.shifts import shifts
+from regkit.registration.shifts import shifted, shifts
 from regkit.registration.turns import rotations
 from regkit.similarity import SIMILARITIES
 from regkit.space import Frame, Model
@@ -74,17 +74,17 @@ def upright(fixed: Canvas, moving: Canvas, frame: Frame) -> list[Candidate]:
     return [Candidate(about(eye, a, b)[0], name, True) for name, (a, b) in pairs.items()]
 
 
-def shifted(fixed: Canvas, moving: Canvas, frame: Frame, run: Run = map) -> list[Candidate]:
-    """The header's orientation at the shifts where the scans' intensities, their edges, and their structure correlate best."""
-    jobs = (("intensity", fixed.data, moving.data), ("edge", *_both(fixed, moving, "edge")), ("mind", *_both(fixed, moving, "mind")))
+def slid(fixed: Canvas, moving: Canvas, frame: Frame, run: Run = map) -> list[Candidate]:
+    """The header's orientation at the shifts where the scans' intensities, and where their edges, correlate best."""
+    jobs = (("intensity", fixed.data, moving.data), ("edge", *map(_edges, (fixed, moving))))
     found = run(lambda job: shifts(fixed, moving, job[1], job[2], frame, 3), jobs)
-    return [Candidate(one, f"shift by {job[0]}", True) for job, maps in zip(jobs, found, strict=True) for one in maps]
+    return [Candidate(one, f"shift by {job[0]}", True) for job, maps in zip(jobs, found, strict=True) for one, _ in maps]
 
 
-def _both(fixed: Canvas, moving: Canvas, name: str) -> list[Tensor]:
-    features = SIMILARITIES[name].features
+def _edges(canvas: Canvas) -> Tensor:
+    features = SIMILARITIES["edge"].features
     assert features is not None
-    return [features(canvas.data, canvas.weight) for canvas in (fixed, moving)]
+    return features(canvas.data, canvas.weight)
 
 
 def angle_between(a: Tensor, b: Tensor) -> Tensor:
@@ -110,6 +110,7 @@ def spread_out(maps: Tensor, scores: Tensor, count: int, apart: float) -> Tensor
 
 
 SEARCH_POINTS = (250, 1500)  # for all rotations, and for the better ones
+TURNED = 700  # rotations each of whose shifts are looked at where all else fails
 SEARCHED = 40  # rotations a measure that are looked at again
 # what ranks the rotations: a global measure sees far, a local one tells symmetric poses apart, cr sees through contrast
 _RANKED_BY = {"auto": ("ncc", "lncc", "cr", "edge"), "mse": ("ncc",), "ncc": ("ncc",), "lncc": ("ncc", "lncc")}
@@ -136,12 +137,20 @@ def search(fixed: Canvas, moving: Canvas, frame: Frame, measures: tuple[str, ...
     return [one for found in run(ranked, measures) for one in found]
 
 
+def search_structure(fixed: Canvas, moving: Canvas, frame: Frame, count: int, run: Run = map) -> list[Candidate]:
+    """The best `count` poses by MIND among all shifts of some hundred rotations: for what nothing else finds, at its price."""
+    maps = about(rotations(fixed.grid.ndim, TURNED).to(fixed.data.device), middle(fixed, frame), middle(moving, frame))
+    found = [best for one in run(lambda pose: shifted(fixed, moving, pose, frame, 1), maps.split(1)) for best in one]
+    maps, scores = torch.stack([m for m, _ in found]), torch.tensor([s for _, s in found], device=maps.device)
+    return [Candidate(maps[k], "search by structure", False) for k in spread_out(maps, scores, count, 0.25).tolist()]
+
+
 def candidates(fixed: Canvas, moving: Canvas, frame: Frame, model: Model, start: str, similarity: str, seed: int,
                run: Run = map) -> list[Candidate]:
     """Where to begin for one of the start names; a translation cannot turn, so its searches keep the header's orientation."""
     straight = upright(fixed, moving, frame)
     if start == "auto":
-        straight += shifted(fixed, moving, frame, run)
+        straight += slid(fixed, moving, frame, run)
     if start in ("header", "centre", "mass"):
         return [c for c in straight if c.origin == start]
     if model.name == "translation":

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 
-def rotations(ndim: int) -> Tensor:
-    """(R, D, D) rotations spread evenly over SO(2) (72) or SO(3) (1,500; super-Fibonacci spirals, Alexa 2022)."""
+def rotations(ndim: int, count: int = 1500) -> Tensor:
+    """(R, D, D) rotations spread evenly over SO(2) (72) or SO(3) (`count`; super-Fibonacci spirals, Alexa 2022)."""
     if ndim == 2:
         angle = torch.arange(72, dtype=torch.float64) * (2 * math.pi / 72)
         c, s = angle.cos(), angle.sin()
         return torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], 1)
-    n, phi, psi = 1500, math.sqrt(2.0), 1.533751168755204288118041
+    n, phi, psi = count, math.sqrt(2.0), 1.533751168755204288118041
     s = torch.arange(n, dtype=torch.float64) + 0.5
     t, d = s / n, 2 * math.pi * s
     r, q = t.sqrt(), (1 - t).sqrt()

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from regkit.registration.outline import backgrounds
-from regkit.registration.pose import MARGIN, settle
+from regkit.registration.outline import inside, stripped, without_idle
+from regkit.registration.pose import MARGIN, choose, settle
 from regkit.registration.refine import evaluate
 from regkit.registration.start import Candidate, candidates
 from regkit.registration.steps import POINTS, Outcome, Scene, compare, growth, look, oriented, refine, residual, score
@@ -36,10 +36,7 @@ def walk(scene: Scene, similarity: str, start: str, given: Tensor | None, refine
     if not refined:
         return _pick(scene, pool, outcome)
     progress("coarse", 0.3)
-    name = COARSE.get(similarity, "cr")
-    one = settle(scene, name, pool, outcome)
-    if similarity != "mse":  # which compares intensities as they are, the background's too
-        scene, one = backgrounds(scene, one, lambda other: settle(other, name, _pool(other, similarity, start, given), outcome), outcome)
+    one, scene = _pose(scene, COARSE.get(similarity, "cr"), pool, lambda other: _pool(other, similarity, start, given), outcome)
     if similarity == "auto":
         _choose(scene, one, outcome)
     clock = _lap(outcome, "coarse", clock)
@@ -47,6 +44,19 @@ def walk(scene: Scene, similarity: str, start: str, given: Tensor | None, refine
     _lap(outcome, "fine", clock)
     _guard(scene, torch.stack([c.map for c in pool]), outcome, progress)
     return outcome
+
+
+def _pose(scene: Scene, name: str, pool: list[Candidate], repool: Callable[[Scene], list[Candidate]], outcome: Outcome,
+          ) -> tuple[Tensor, Scene]:
+    """The pose (1, D+1, D+1) from which to go on, and the scene with the backgrounds that count there."""
+    if name == "mse":  # compares intensities as they are, the background's too
+        return choose(settle(scene, name, pool, scene, outcome), outcome), scene
+    judge = inside(scene)
+    poses = settle(scene, name, pool, judge, outcome)
+    for other in stripped(scene, poses):
+        poses = poses + settle(other, name, repool(other), judge, outcome)
+    one = choose(poses, outcome)
+    return one, without_idle(scene, one, outcome)
 
 
 def _pool(scene: Scene, similarity: str, start: str, given: Tensor | None) -> list[Candidate]:
