@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from regkit.registration.shifts import shifted
+from regkit.registration.shifts import shifted, structure
 from regkit.registration.start import Candidate, angle_between, search_structure, spread_out
 from regkit.registration.steps import Outcome, Scene, growth, refine, score
 
@@ -32,14 +32,14 @@ class Poses:
         return Poses(*(torch.cat(both) for both in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
-def settle(scene: Scene, name: str, pool: list[Candidate], judge: Scene, outcome: Outcome) -> Poses:
-    """A few poses that a measure finds from the candidates, judged by MIND in the scene `judge`."""
-    poses = _few(scene, name, pool, judge, outcome)
-    if len(pool) > 1 and scene.model.name != "translation" and float(poses.judged.max()) < UNSURE:
-        found = search_structure(*scene.canvases[0], scene.frame, STRUCTURED, scene.run)
-        poses = poses + _few(scene, "mind", found, judge, outcome)
-        outcome.notes.append(f"no pose found by {name} convinces; all shifts of many rotations were looked at by structure (MIND score "
-                             f"{float(poses.judged.max()):.2f}, of right poses 0.25 and more)")
+def by_structure(scene: Scene, judge: Scene, name: str, poses: Poses, outcome: Outcome) -> Poses:
+    """The poses, and if none of them convinces those found among all shifts of many rotations by MIND."""
+    if scene.model.name == "translation" or float(poses.judged.max()) >= UNSURE:
+        return poses
+    found = search_structure(*scene.canvases[0], scene.frame, STRUCTURED, scene.run)
+    poses = poses + settle(scene, "mind", found, judge, outcome)
+    outcome.notes.append(f"no pose found by {name} convinces; all shifts of many rotations were looked at by structure (MIND score "
+                         f"{float(poses.judged.max()):.2f}, of right poses 0.25 and more)")
     return poses
 
 
@@ -57,9 +57,9 @@ def choose(poses: Poses, outcome: Outcome) -> Tensor:
     return maps[win: win + 1]
 
 
-def _few(scene: Scene, name: str, pool: list[Candidate], judge: Scene, outcome: Outcome) -> Poses:
+def settle(scene: Scene, name: str, pool: list[Candidate], judge: Scene, outcome: Outcome) -> Poses:
     """One measure's best few poses of a pool: all candidates through the coarsest level, some through the second, judged
-    there by MIND.
+    there by MIND in the scene `judge`.
 
     The correlation ratio takes scans for what they are as a whole (a blurred or skull-stripped one for a brain, where local
     measures are drawn to the outer skull), but prefers full overlap; MIND tells near-symmetric poses apart, finds where
@@ -76,7 +76,9 @@ def _few(scene: Scene, name: str, pool: list[Candidate], judge: Scene, outcome: 
     if len(pool) > 1 and name != "mind":
         # turned rightly, a scan may still lie along the other by its outline: look along it
         turned = torch.unique(torch.cat([_turns(maps, scores, LOOKED_ALONG), *_best(scores, upright)]))
-        along = list(scene.run(lambda one: shifted(*scene.canvases[0], maps[one: one + 1], scene.frame, 2), turned.tolist()))
+        fixed, moving = scene.canvases[0]
+        f = structure(fixed)
+        along = list(scene.run(lambda one: shifted(fixed, moving, f, maps[one: one + 1], scene.frame, 2), turned.tolist()))
         more = torch.stack([m for found in along for m, _ in found])
         more, better = refine(scene, 0, (name,), more, models[:2])
         maps, scores = torch.cat([maps, more]), torch.cat([scores, better])

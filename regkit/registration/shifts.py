@@ -14,18 +14,23 @@ from regkit.registration.pyramid import Canvas
 from regkit.similarity import SIMILARITIES
 from regkit.space import Frame, Grid
 
+# lengths that are fast to transform, few of them so that sizes recur
+_FAST = (8, 12, 16, 20, 24, 27, 30, 36, 40, 45, 48, 54, 60, 64, 72, 80, 90, 100, 120, 128, 144, 160, 192, 240, 256, 320, 384, 480, 512,
+         640, 768, 960, 1024)
 _LEAST = 0.2  # share of the smaller scan's energy that must be seen together
 
 
-def correlations(fixed: Tensor, fixed_weight: Tensor, moving: Tensor, moving_weight: Tensor) -> Tensor:
+def correlations(fixed: Tensor, fixed_weight: Tensor, moving: Tensor, moving_weight: Tensor,
+                 known: dict[tuple[int, ...], Tensor] | None = None) -> Tensor:
     """Normalised correlation under both weights, times the root of the seen share, for every shift s: fixed (1, C, *S) at x
     against moving (N, C, *M) at x + s - (S - 1), in voxels; -1 where too little is seen. → (N, *(S + M - 1)). Padfield 2012.
 
-    One channel loses its mean; the channels of a descriptor, which together have none at any voxel, are taken as they are."""
+    One channel loses its mean; the channels of a descriptor, which together have none at any voxel, are taken as they are.
+    known: transforms of the fixed scan by size, kept here for the next call with the same one."""
     d = fixed.ndim - 2
     axes = list(range(2, d + 2))
     sizes = [a + b - 1 for a, b in zip(fixed.shape[2:], moving.shape[2:], strict=True)]
-    fast = [_smooth_size(n) for n in sizes]
+    fast = tuple(next(n for n in _FAST if n >= size) if size <= _FAST[-1] else size for size in sizes)
 
     def forward(data: Tensor) -> Tensor:
         return torch.fft.rfftn(data, fast, axes)
@@ -36,8 +41,11 @@ def correlations(fixed: Tensor, fixed_weight: Tensor, moving: Tensor, moving_wei
     if single:
         f, m = f - (f * wf).sum() / wf.sum(), m - (m * wm).sum(axes, True) / wm.sum(axes, True).clamp_min(1e-6)
     square_f, square_m = (f * f).sum(1, keepdim=True), (m * m).sum(1, keepdim=True)
-    # correlation: the fixed scan runs backwards
-    first = forward(torch.cat([wf, square_f * wf, f * wf], 1).flip(axes))
+    first = None if known is None else known.get(fast)
+    if first is None:  # correlation: the fixed scan runs backwards
+        first = forward(torch.cat([wf, square_f * wf, f * wf], 1).flip(axes))
+        if known is not None:
+            known[fast] = first
     second = forward(torch.cat([wm, square_m * wm, m * wm], 1))
     product = [first[:, 1] * second[:, 0], first[:, 0] * second[:, 1], (first[:, 2:] * second[:, 2:]).sum(1)]
     if single:
@@ -54,23 +62,12 @@ def correlations(fixed: Tensor, fixed_weight: Tensor, moving: Tensor, moving_wei
     return torch.where(torch.maximum(*shares) > _LEAST, score * ((shares[0] + shares[1]) / 2).sqrt(), -1.0)
 
 
-def _smooth_size(n: int) -> int:
-    """The least size from n on that is a product of 2, 3 and 5."""
-    while True:
-        rest = n
-        for p in (2, 3, 5):
-            while rest % p == 0:
-                rest //= p
-        if rest == 1:
-            return n
-        n += 1
-
-
-def shifts(fixed: Canvas, moving: Canvas, f: Tensor, m: Tensor, frame: Frame, count: int) -> list[tuple[Tensor, float]]:
+def shifts(fixed: Canvas, moving: Canvas, f: Tensor, m: Tensor, frame: Frame, count: int,
+           known: dict[tuple[int, ...], Tensor] | None = None) -> list[tuple[Tensor, float]]:
     """The best `count` translations (D+1, D+1) in the frame by features of both scans (1, C, *S), at least a quarter of the
     scan apart, with their scores."""
     d = fixed.grid.ndim
-    score, found = correlations(f, fixed.weight, m, moving.weight)[0], []
+    score, found = correlations(f, fixed.weight, m, moving.weight, known)[0], []
     first = fixed.grid.to_world(torch.zeros(1, 1, d, dtype=torch.float64))[0, 0]
     for k in range(count):
         flat, place = int(score.argmax()), []
@@ -89,11 +86,19 @@ def shifts(fixed: Canvas, moving: Canvas, f: Tensor, m: Tensor, frame: Frame, co
     return found
 
 
-def shifted(fixed: Canvas, moving: Canvas, pose: Tensor, frame: Frame, count: int) -> list[tuple[Tensor, float]]:
-    """The best `count` maps (D+1, D+1) in the frame that differ from `pose` (1, D+1, D+1) by a shift, with their scores, by
-    MIND: structure finds its place where fields of view share a part only, and neither centres, masses nor outlines do."""
+def structure(canvas: Canvas) -> Tensor:
+    """MIND (1, C, *S) of a canvas."""
     features = SIMILARITIES["mind"].features
     assert features is not None
+    return features(canvas.data, canvas.weight)
+
+
+def shifted(fixed: Canvas, moving: Canvas, f: Tensor, pose: Tensor, frame: Frame, count: int,
+            known: dict[tuple[int, ...], Tensor] | None = None) -> list[tuple[Tensor, float]]:
+    """The best `count` maps (D+1, D+1) in the frame that differ from `pose` (1, D+1, D+1) by a shift, with their scores, by
+    MIND: structure finds its place where fields of view share a part only, and neither centres, masses nor outlines do.
+
+    f: the fixed scan's `structure`."""
     d = fixed.grid.ndim
     back = frame.world(torch.linalg.inv(pose))
     seen = moving.grid.to_world((moving.weight[0, 0] > 0.5).nonzero().double()[None])[0] @ back[0, :d, :d].mT + back[0, :d, d]
@@ -106,5 +111,5 @@ def shifted(fixed: Canvas, moving: Canvas, pose: Tensor, frame: Frame, count: in
     grid = Grid(tuple(math.floor(n) + 1 for n in (size / fixed.mm).tolist()), affine)
     data, weight = moving.source.read(grid, frame.world(pose))
     laid = Canvas(data, weight, grid, moving.source)
-    found = shifts(fixed, laid, features(fixed.data, fixed.weight), features(data, weight), frame, count)
+    found = shifts(fixed, laid, f, structure(laid), frame, count, known)
     return [(pose[0] @ shift, score) for shift, score in found]

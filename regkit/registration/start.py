@@ -11,7 +11,7 @@ from regkit.registration.level import sides_of
 from regkit.registration.pyramid import Canvas
 from regkit.registration.refine import evaluate
 from regkit.registration.run import Run
-from regkit.registration.shifts import shifted, shifts
+from regkit.registration.shifts import shifted, shifts, structure
 from regkit.registration.turns import rotations
 from regkit.similarity import SIMILARITIES
 from regkit.space import Frame, Model
@@ -140,7 +140,8 @@ def search(fixed: Canvas, moving: Canvas, frame: Frame, measures: tuple[str, ...
 def search_structure(fixed: Canvas, moving: Canvas, frame: Frame, count: int, run: Run = map) -> list[Candidate]:
     """The best `count` poses by MIND among all shifts of some hundred rotations: for what nothing else finds, at its price."""
     maps = about(rotations(fixed.grid.ndim, TURNED).to(fixed.data.device), middle(fixed, frame), middle(moving, frame))
-    found = [best for one in run(lambda pose: shifted(fixed, moving, pose, frame, 1), maps.split(1)) for best in one]
+    f, known = structure(fixed), {}
+    found = [best for one in run(lambda pose: shifted(fixed, moving, f, pose, frame, 1, known), maps.split(1)) for best in one]
     maps, scores = torch.stack([m for m, _ in found]), torch.tensor([s for _, s in found], device=maps.device)
     return [Candidate(maps[k], "search by structure", False) for k in spread_out(maps, scores, count, 0.25).tolist()]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regkit.registration.outline import inside, stripped, without_idle
-from regkit.registration.pose import MARGIN, choose, settle
+from regkit.registration.pose import MARGIN, by_structure, choose, settle
 from regkit.registration.refine import evaluate
 from regkit.registration.start import Candidate, candidates
 from regkit.registration.steps import POINTS, Outcome, Scene, compare, growth, look, oriented, refine, residual, score
@@ -55,6 +55,8 @@ def _pose(scene: Scene, name: str, pool: list[Candidate], repool: Callable[[Scen
     poses = settle(scene, name, pool, judge, outcome)
     for other in stripped(scene, poses):
         poses = poses + settle(other, name, repool(other), judge, outcome)
+    if len(pool) > 1:
+        poses = by_structure(scene, judge, name, poses, outcome)
     one = choose(poses, outcome)
     return one, without_idle(scene, one, outcome)
 
