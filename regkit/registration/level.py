@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from regkit.registration.equations import Side, make_side, volume_of
-from regkit.registration.pyramid import Canvas
+from regkit.registration.pyramid import Canvas, features_of
 from regkit.registration.run import Run
 from regkit.similarity import Similarity
 from regkit.space import Frame
@@ -22,7 +22,7 @@ def sides_of(fixed: Canvas, moving: Canvas, measure: Similarity, frame: Frame, c
     through it before its features are computed, since such features turn with the frame they are computed in."""
     assert measure.features is not None
     features = measure.features
-    own = dict(zip((True, False), run(lambda canvas: features(canvas.data, canvas.weight), (fixed, moving)), strict=True))
+    own = dict(zip((True, False), run(lambda canvas: features_of(canvas, measure), (fixed, moving)), strict=True))
     maps = {True: around, False: None if around is None else torch.linalg.inv(around)}
 
     def side(forward: bool) -> Side:

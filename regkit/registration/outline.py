@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from regkit.filters import gradient
-from regkit.registration.pose import Poses
 from regkit.registration.pyramid import SAME, Canvas
 from regkit.registration.steps import Outcome, Scene
 
-DOUBTED = 0.4  # MIND score of what lies inside both outlines, second level: right poses of cut-out scans have more, stretched ones less
 TISSUE = 0.45  # share of the other scan's edges on a background: 0.6 and more for a brain in a head or template, else 0.37 at most
 
 
@@ -23,10 +21,8 @@ def inside(scene: Scene) -> Scene:
     return scene.hiding(*_there(scene))
 
 
-def stripped(scene: Scene, poses: Poses) -> list[Scene]:
-    """Scenes without one scan's background or the other's, if the insides do not agree at any of the poses."""
-    if float(poses.judged.max()) >= DOUBTED:
-        return []
+def stripped(scene: Scene) -> list[Scene]:
+    """Scenes without one scan's background or the other's."""
     there = _there(scene)
     return [scene.hiding(*which) for which in ((True, False), (False, True)) if there[which.index(True)]]
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from regkit.registration.shifts import shifted, structure
+from regkit.registration.pyramid import features_of
+from regkit.registration.shifts import shifted
 from regkit.registration.start import Candidate, angle_between, search_structure, spread_out
 from regkit.registration.steps import Outcome, Scene, growth, refine, score
+from regkit.similarity import SIMILARITIES
 
 MARGIN = 0.05  # of what its score leaves to the best: by so much another orientation must beat the header's
 SIFT_POINTS, SIFT_ITERATIONS, SIFTED = 1_000, 5, 6  # a first look at all candidates, and how many of them go on
@@ -17,6 +19,7 @@ SETTLE_POINTS, SETTLED = 6_000, 2  # at the second level, and for how many candi
 STRUCTURED = 8  # poses that the search by structure proposes
 LOOKED_ALONG = 3  # turned poses along which shifts are looked for
 APART = 0.1  # radians: nearer poses are one
+CONVINCING = 0.4  # a MIND score at the second level, inside both scans, at which no wrong pose was seen: nothing more is tried
 UNSURE = 0.15  # a MIND score at the second level that no right pose of 112 had (least 0.25), and no wrong one exceeded
 
 
@@ -33,7 +36,7 @@ class Poses:
 
 
 def by_structure(scene: Scene, judge: Scene, name: str, poses: Poses, outcome: Outcome) -> Poses:
-    """The poses, and if none of them convinces those found among all shifts of many rotations by MIND."""
+    """The poses, and if none of them can be right those found among all shifts of many rotations by MIND."""
     if scene.model.name == "translation" or float(poses.judged.max()) >= UNSURE:
         return poses
     found = search_structure(*scene.canvases[0], scene.frame, STRUCTURED, scene.run)
@@ -57,9 +60,10 @@ def choose(poses: Poses, outcome: Outcome) -> Tensor:
     return maps[win: win + 1]
 
 
-def settle(scene: Scene, name: str, pool: list[Candidate], judge: Scene, outcome: Outcome) -> Poses:
+def settle(scene: Scene, name: str, pool: list[Candidate], judge: Scene, outcome: Outcome, along: bool = False) -> Poses:
     """One measure's best few poses of a pool: all candidates through the coarsest level, some through the second, judged
-    there by MIND in the scene `judge`.
+    there by MIND in the scene `judge`. along: look for shifts along the best turns, for a scan that is turned rightly may
+    still lie along the other by its outline.
 
     The correlation ratio takes scans for what they are as a whole (a blurred or skull-stripped one for a brain, where local
     measures are drawn to the outer skull), but prefers full overlap; MIND tells near-symmetric poses apart, finds where
@@ -73,16 +77,15 @@ def settle(scene: Scene, name: str, pool: list[Candidate], judge: Scene, outcome
     few = torch.unique(torch.cat([spread_out(maps, scores, SIFTED, APART), *_best(scores, upright, header)]))
     maps, upright, header = maps[few], upright[few], header[few]
     maps, scores = refine(scene, 0, (name,), maps, models[:2])
-    if len(pool) > 1 and name != "mind":
-        # turned rightly, a scan may still lie along the other by its outline: look along it
+    if along:
         turned = torch.unique(torch.cat([_turns(maps, scores, LOOKED_ALONG), *_best(scores, upright)]))
         fixed, moving = scene.canvases[0]
-        f = structure(fixed)
-        along = list(scene.run(lambda one: shifted(fixed, moving, f, maps[one: one + 1], scene.frame, 2), turned.tolist()))
-        more = torch.stack([m for found in along for m, _ in found])
+        f = features_of(fixed, SIMILARITIES["mind"])
+        slid = list(scene.run(lambda one: shifted(fixed, moving, f, maps[one: one + 1], scene.frame, 2), turned.tolist()))
+        more = torch.stack([m for found in slid for m, _ in found])
         more, better = refine(scene, 0, (name,), more, models[:2])
         maps, scores = torch.cat([maps, more]), torch.cat([scores, better])
-        upright = torch.cat([upright, upright[turned].repeat_interleave(torch.tensor([len(found) for found in along], device=maps.device))])
+        upright = torch.cat([upright, upright[turned].repeat_interleave(torch.tensor([len(found) for found in slid], device=maps.device))])
         header = torch.cat([header, torch.zeros(len(more), dtype=torch.bool, device=header.device)])
     mind = _mind(judge, 0, maps)
     few = torch.unique(torch.cat([*(spread_out(maps, some, SETTLED, APART) for some in (scores, mind)), *_best(scores, upright, header)]))

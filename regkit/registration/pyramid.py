@@ -3,7 +3,7 @@ depends on how a scan is stored."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,10 +12,12 @@ from regkit.image import Image
 from regkit.registration.pair import Pair
 from regkit.registration.run import Run
 from regkit.sampling import antialias, inside, sample, shrinkage
+from regkit.similarity import Similarity
 from regkit.space import Grid
 
 _COARSE = 20  # voxels across the smaller scan at the coarsest level: 10 mm for a human head
 _MOST = {2: 600_000, 3: 2_500_000}  # voxels of a canvas
+_KEPT = 400_000  # voxels of a canvas up to which features are kept
 SAME = 0.01  # of a scan's range of intensities: what differs from the background by less is background
 
 
@@ -64,17 +66,29 @@ class Canvas:
     """A scan at one level: values and weights (1, 1, *S) on an isotropic grid; weight 0 where nothing was seen.
 
     source: what it was read from, for reading it in another pose without interpolating twice.
-    background: the scan's constant background as a value of `data`, where there is one."""
+    background: the scan's constant background as a value of `data`, where there is one. made: see `features_of`."""
 
     data: Tensor
     weight: Tensor
     grid: Grid
     source: Smoothed
     background: float | None = None
+    made: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def mm(self) -> float:
         return float(self.grid.spacing[0, 0])
+
+
+def features_of(canvas: Canvas, measure: Similarity) -> Tensor:
+    """A measure's features (1, F, *S) in the canvas' own frame; small canvases keep them, for many poses are looked at there."""
+    assert measure.features is not None
+    found = canvas.made.get(measure.name)
+    if found is None:
+        found = measure.features(canvas.data, canvas.weight)
+        if canvas.data.numel() < _KEPT:
+            canvas.made[measure.name] = found
+    return found
 
 
 def without_background(canvas: Canvas) -> Canvas:
@@ -82,7 +96,7 @@ def without_background(canvas: Canvas) -> Canvas:
     if canvas.background is None:
         return canvas
     weight = canvas.weight * ((canvas.data - canvas.background).abs() > SAME)
-    return replace(canvas, weight=weight, source=replace(canvas.source, hidden=canvas.background))
+    return replace(canvas, weight=weight, source=replace(canvas.source, hidden=canvas.background), made={})
 
 
 def _bounds(data: Tensor, weight: Tensor | None) -> tuple[float, float]:

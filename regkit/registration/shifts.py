@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from regkit.registration.pyramid import Canvas
+from regkit.registration.pyramid import Canvas, features_of
 from regkit.similarity import SIMILARITIES
 from regkit.space import Frame, Grid
 
@@ -86,19 +86,12 @@ def shifts(fixed: Canvas, moving: Canvas, f: Tensor, m: Tensor, frame: Frame, co
     return found
 
 
-def structure(canvas: Canvas) -> Tensor:
-    """MIND (1, C, *S) of a canvas."""
-    features = SIMILARITIES["mind"].features
-    assert features is not None
-    return features(canvas.data, canvas.weight)
-
-
 def shifted(fixed: Canvas, moving: Canvas, f: Tensor, pose: Tensor, frame: Frame, count: int,
             known: dict[tuple[int, ...], Tensor] | None = None) -> list[tuple[Tensor, float]]:
     """The best `count` maps (D+1, D+1) in the frame that differ from `pose` (1, D+1, D+1) by a shift, with their scores, by
     MIND: structure finds its place where fields of view share a part only, and neither centres, masses nor outlines do.
 
-    f: the fixed scan's `structure`."""
+    f: MIND of the fixed scan."""
     d = fixed.grid.ndim
     back = frame.world(torch.linalg.inv(pose))
     seen = moving.grid.to_world((moving.weight[0, 0] > 0.5).nonzero().double()[None])[0] @ back[0, :d, :d].mT + back[0, :d, d]
@@ -111,5 +104,5 @@ def shifted(fixed: Canvas, moving: Canvas, f: Tensor, pose: Tensor, frame: Frame
     grid = Grid(tuple(math.floor(n) + 1 for n in (size / fixed.mm).tolist()), affine)
     data, weight = moving.source.read(grid, frame.world(pose))
     laid = Canvas(data, weight, grid, moving.source)
-    found = shifts(fixed, laid, f, structure(laid), frame, count, known)
+    found = shifts(fixed, laid, f, features_of(laid, SIMILARITIES["mind"]), frame, count, known)
     return [(pose[0] @ shift, score) for shift, score in found]

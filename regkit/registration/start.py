@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from regkit.registration.level import sides_of
-from regkit.registration.pyramid import Canvas
+from regkit.registration.pyramid import Canvas, features_of
 from regkit.registration.refine import evaluate
 from regkit.registration.run import Run
-from regkit.registration.shifts import shifted, shifts, structure
+from regkit.registration.shifts import shifted, shifts
 from regkit.registration.turns import rotations
 from regkit.similarity import SIMILARITIES
 from regkit.space import Frame, Model
@@ -76,15 +76,9 @@ def upright(fixed: Canvas, moving: Canvas, frame: Frame) -> list[Candidate]:
 
 def slid(fixed: Canvas, moving: Canvas, frame: Frame, run: Run = map) -> list[Candidate]:
     """The header's orientation at the shifts where the scans' intensities, and where their edges, correlate best."""
-    jobs = (("intensity", fixed.data, moving.data), ("edge", *map(_edges, (fixed, moving))))
+    jobs = (("intensity", fixed.data, moving.data), ("edge", *(features_of(canvas, SIMILARITIES["edge"]) for canvas in (fixed, moving))))
     found = run(lambda job: shifts(fixed, moving, job[1], job[2], frame, 3), jobs)
     return [Candidate(one, f"shift by {job[0]}", True) for job, maps in zip(jobs, found, strict=True) for one, _ in maps]
-
-
-def _edges(canvas: Canvas) -> Tensor:
-    features = SIMILARITIES["edge"].features
-    assert features is not None
-    return features(canvas.data, canvas.weight)
 
 
 def angle_between(a: Tensor, b: Tensor) -> Tensor:
@@ -140,7 +134,7 @@ def search(fixed: Canvas, moving: Canvas, frame: Frame, measures: tuple[str, ...
 def search_structure(fixed: Canvas, moving: Canvas, frame: Frame, count: int, run: Run = map) -> list[Candidate]:
     """The best `count` poses by MIND among all shifts of some hundred rotations: for what nothing else finds, at its price."""
     maps = about(rotations(fixed.grid.ndim, TURNED).to(fixed.data.device), middle(fixed, frame), middle(moving, frame))
-    f, known = structure(fixed), {}
+    f, known = features_of(fixed, SIMILARITIES["mind"]), {}
     found = [best for one in run(lambda pose: shifted(fixed, moving, f, pose, frame, 1, known), maps.split(1)) for best in one]
     maps, scores = torch.stack([m for m, _ in found]), torch.tensor([s for _, s in found], device=maps.device)
     return [Candidate(maps[k], "search by structure", False) for k in spread_out(maps, scores, count, 0.25).tolist()]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regkit.registration.outline import inside, stripped, without_idle
-from regkit.registration.pose import MARGIN, by_structure, choose, settle
+from regkit.registration.pose import CONVINCING, MARGIN, by_structure, choose, settle
 from regkit.registration.refine import evaluate
 from regkit.registration.start import Candidate, candidates
 from regkit.registration.steps import POINTS, Outcome, Scene, compare, growth, look, oriented, refine, residual, score
@@ -53,9 +53,10 @@ def _pose(scene: Scene, name: str, pool: list[Candidate], repool: Callable[[Scen
         return choose(settle(scene, name, pool, scene, outcome), outcome), scene
     judge = inside(scene)
     poses = settle(scene, name, pool, judge, outcome)
-    for other in stripped(scene, poses):
-        poses = poses + settle(other, name, repool(other), judge, outcome)
-    if len(pool) > 1:
+    if len(pool) > 1 and float(poses.judged.max()) < CONVINCING:
+        poses = poses + settle(scene, name, pool, judge, outcome, along=True)
+        for other in stripped(scene):
+            poses = poses + settle(other, name, repool(other), judge, outcome, along=True)
         poses = by_structure(scene, judge, name, poses, outcome)
     one = choose(poses, outcome)
     return one, without_idle(scene, one, outcome)
