@@ -211,7 +211,7 @@ def test_every_value_is_explained(names):
 
 
 def test_figures_of_the_method_are_those_of_the_code():
-    from regkit.registration import guard, level, pose, pyramid, refine, start, steps, turns, walk
+    from regkit.registration import guard, level, outline, pose, pyramid, refine, start, steps, turns, walk
 
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     a, b, c = steps.POINTS
@@ -222,7 +222,10 @@ def test_figures_of_the_method_are_those_of_the_code():
                    f"more than {level.TURN} (", f"edges / {pyramid._COARSE} (", f"scored at {start.SEARCH_POINTS[0]} points",
                    f"the best {start.SEARCHED} again at {start.SEARCH_POINTS[1]:,} points", f"between {refine.LEAST_BEND} and 1",
                    f"by {pose.SIFT_POINTS:,} points and {pose.SIFT_ITERATIONS} iterations", f"best {pose.SIFTED} that lie apart",
-                   f"best {pose.SETTLED} with", f"below {pose.UNSURE} no pose",
+                   f"best {pose.SETTLED} by the", f"below {pose.UNSURE}, no pose", f"scores {pose.CONVINCING}**",
+                   f"each of {start.TURNED} rotations",
+                   f"{pose.LOOKED_ALONG} best turns", f"best {pose.STRUCTURED} are refined by MIND",
+                   f"more than {outline.TISSUE} of the other",
                    f"{len(turns.rotations(3)):,} rotations", f"{len(turns.rotations(2))} angles",
                    f"below {guard.FEW_OVERLAP:.0%}".replace("%", " %"), f"below {guard.LEAST_OVERLAP:.0%}".replace("%", " %"),
                    f"beyond {guard.ODD_SCALE:g} or", f"beyond {guard.FAR_SCALE:g} or", f"| above {guard.ODD_SHEAR:g} |"):

@@ -6,7 +6,12 @@ import torch
 import regkit
 from regkit import Grid, Image, Matrix
 from regkit.filters import smooth
-from regkit.registration.shifts import correlations
+from regkit.registration.pair import make_pair
+from regkit.registration.pyramid import build, features_of
+from regkit.registration.shifts import correlations, shifted
+from regkit.registration.start import search_structure
+from regkit.similarity import SIMILARITIES
+from regkit.space import Frame
 
 
 def test_correlations_are_those_of_brute_force(ndim):
@@ -50,3 +55,56 @@ def test_fields_of_view_that_share_a_third_are_found(ndim, tre):
     truth = Matrix.shift(torch.tensor([[-32.0, *[0.0] * (ndim - 1)]], dtype=torch.float64))
     result = regkit.align(fixed, moving, model="rigid")
     assert tre(fixed, result.transform, truth) < 0.3
+
+
+def test_channels_are_summed_as_they_are(ndim):
+    """At the middle shift, where all of both is seen: plain correlation of all channels together, whatever their means."""
+    draw = torch.Generator().manual_seed(3)
+    f, m = torch.rand(2, 1, 3, *[6, 5, 4][:ndim], generator=draw)
+    one = torch.ones(1, 1, *f.shape[2:])
+    known: dict[tuple[int, ...], torch.Tensor] = {}
+    for _ in range(2):  # anew, and with the fixed scan's transform from before
+        found = correlations(f, one, m, one, known)[0]
+        middle = float(found[tuple(n - 1 for n in f.shape[2:])])
+        assert middle == pytest.approx(float((f * m).sum() / (f.square().sum() * m.square().sum()).sqrt()), abs=1e-5)
+        assert len(known) == 1
+
+
+def _crops(ndim: int, turn: Matrix | None = None) -> tuple[Image, Image, Matrix]:
+    """Two crops of one texture that share two thirds, the second one turned; and the true map."""
+    draw = torch.Generator().manual_seed(2)
+    shape = (72, 48, 40)[:ndim]
+    whole = smooth(torch.randn(1, 1, *shape, generator=draw), [2.5] * ndim)
+    affine = torch.eye(ndim + 1, dtype=torch.float64)[None]
+    fixed = Image(whole[:, :, :54].contiguous(), Grid((54, *shape[1:]), affine))
+    moving = Image(whole[:, :, 18:].contiguous(), Grid((54, *shape[1:]), affine))
+    truth = Matrix.shift(torch.tensor([[-18.0, *[0.0] * (ndim - 1)]], dtype=torch.float64))
+    if turn is not None:  # a turn of the header: voxels stay as they are
+        moving, truth = Image(moving.data, Grid(moving.grid.shape, turn.matrix @ affine)), turn @ truth
+    return fixed, moving, truth
+
+
+def _turn(ndim: int) -> Matrix:
+    theta = torch.zeros(1, regkit.space.model("rigid").count(ndim), dtype=torch.float64)
+    theta[0, ndim:] = torch.tensor([1.1, -0.7, 0.9], dtype=torch.float64)[: ndim * (ndim - 1) // 2]
+    return Matrix(regkit.space.model("rigid").exp(theta, ndim))
+
+
+def test_a_shift_is_found_along_a_turned_pose(ndim):
+    turn = _turn(ndim)
+    fixed, moving, truth = _crops(ndim, turn)
+    frame = Frame.of(fixed.grid)
+    canvases = build(make_pair(fixed, moving), (2.0,))[0]
+    pose = frame.matrix @ turn.matrix @ frame.inverse
+    (found, score), *_ = shifted(*canvases, features_of(canvases[0], SIMILARITIES["mind"]), pose, frame, 2)
+    there = Matrix(frame.world(found[None]))(fixed.grid.centre[:, None])
+    assert (there - truth(fixed.grid.centre[:, None])).norm() < 3 and score > 0.3
+
+
+def test_structure_alone_finds_a_turned_crop(ndim):
+    fixed, moving, truth = _crops(ndim, _turn(ndim))
+    frame = Frame.of(fixed.grid)
+    found = search_structure(*build(make_pair(fixed, moving), (2.5,))[0], frame, 4)
+    corners = fixed.grid.corners()
+    away = [float((Matrix(frame.world(c.map[None]))(corners) - truth(corners)).norm(dim=-1).mean()) for c in found]
+    assert min(away) < 15  # of a scan of 54: within the reach of what refines it
