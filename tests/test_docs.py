@@ -223,6 +223,7 @@ def test_figures_of_the_method_are_those_of_the_code():
                    f"the best {start.SEARCHED} again at {start.SEARCH_POINTS[1]:,} points", f"between {refine.LEAST_BEND} and 1",
                    f"by {pose.SIFT_POINTS:,} points and {pose.SIFT_ITERATIONS} iterations", f"best {pose.SIFTED} that lie apart",
                    f"best {pose.SETTLED} by the", f"below {pose.UNSURE}, no pose", f"scores {pose.CONVINCING}**",
+                   f"scans, if one has a constant background | below {guard.LITTLE_INSIDE} |", f"below {guard.DOUBTFUL} | below {guard.UNRELATED} |",
                    f"each of {start.TURNED} rotations",
                    f"{pose.LOOKED_ALONG} best turns", f"best {pose.STRUCTURED} are refined by MIND",
                    f"more than {outline.TISSUE} of the other",

@@ -13,6 +13,7 @@ from regkit.space import Matrix
 LEAST_OVERLAP, FEW_OVERLAP = 0.02, 0.25  # of the smaller field of view
 FAR_SCALE, ODD_SCALE = 4.0, 1.8  # times, or one over
 ODD_SHEAR = 2.0  # longest over shortest stretch
+LITTLE_INSIDE = 0.35  # MIND of what lies inside both scans, where one has a constant background
 UNRELATED, DOUBTFUL = 0.03, 0.1  # similarity at the end
 
 
@@ -57,5 +58,8 @@ def look(pair: Pair, transform: Matrix, scores: dict[str, float]) -> dict[str, A
         hopeless = True
     elif scores["end"] < DOUBTFUL:
         findings.append(f"the scans resemble each other little at the result (similarity {scores['end']:.3f})")
+    if scores.get("inside", 1.0) < LITTLE_INSIDE:
+        findings.append(f"what lies inside the two scans agrees little at the pose that was found (MIND {scores['inside']:.2f}, of right "
+                        "poses mostly 0.4 and more): look at the picture")
     return {"hopeless": hopeless, "findings": findings, "overlap": round(share, 4), "scale": round(scale, 5),
             "shear": round(shear, 5), **{f"similarity_{k}": round(v, 5) for k, v in scores.items()}}

@@ -17,8 +17,9 @@ TISSUE = 0.45  # share of the other scan's edges on a background: 0.6 and more f
 
 
 def inside(scene: Scene) -> Scene:
-    """The scene without any constant background: what poses are judged by."""
-    return scene.hiding(*_there(scene))
+    """The scene without any constant background, by which poses are judged; the scene itself if there is none."""
+    there = _there(scene)
+    return scene.hiding(*there) if any(there) else scene
 
 
 def stripped(scene: Scene) -> list[Scene]:

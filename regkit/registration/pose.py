@@ -46,8 +46,8 @@ def by_structure(scene: Scene, judge: Scene, name: str, poses: Poses, outcome: O
     return poses
 
 
-def choose(poses: Poses, outcome: Outcome) -> Tensor:
-    """The best pose (1, D+1, D+1). The header's orientation is the prior: another must win by a margin."""
+def choose(poses: Poses, outcome: Outcome) -> tuple[Tensor, float]:
+    """The best pose (1, D+1, D+1) and its MIND score. The header's orientation is the prior: another must win by a margin."""
     maps, kept, judged = poses.maps, poses.upright, poses.judged
     win = int(judged.argmax())
     if bool(kept.any()) and not bool(kept[win]):
@@ -57,7 +57,7 @@ def choose(poses: Poses, outcome: Outcome) -> Tensor:
         else:
             means = f"{float(judged[win]):.3f} for the turned pose, {float(judged[home]):.3f} for the headers' orientation"
             outcome.notes.append(f"the scans lie turned against their headers: MIND scores {means}")
-    return maps[win: win + 1]
+    return maps[win: win + 1], float(judged[win])
 
 
 def settle(scene: Scene, name: str, pool: list[Candidate], judge: Scene, outcome: Outcome, along: bool = False) -> Poses:

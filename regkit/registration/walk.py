@@ -50,7 +50,7 @@ def _pose(scene: Scene, name: str, pool: list[Candidate], repool: Callable[[Scen
           ) -> tuple[Tensor, Scene]:
     """The pose (1, D+1, D+1) from which to go on, and the scene with the backgrounds that count there."""
     if name == "mse":  # compares intensities as they are, the background's too
-        return choose(settle(scene, name, pool, scene, outcome), outcome), scene
+        return choose(settle(scene, name, pool, scene, outcome), outcome)[0], scene
     judge = inside(scene)
     poses = settle(scene, name, pool, judge, outcome)
     if len(pool) > 1 and float(poses.judged.max()) < CONVINCING:
@@ -58,7 +58,9 @@ def _pose(scene: Scene, name: str, pool: list[Candidate], repool: Callable[[Scen
         for other in stripped(scene):
             poses = poses + settle(other, name, repool(other), judge, outcome, along=True)
         poses = by_structure(scene, judge, name, poses, outcome)
-    one = choose(poses, outcome)
+    one, agreed = choose(poses, outcome)
+    if judge is not scene:
+        outcome.scores["inside"] = agreed
     return one, without_idle(scene, one, outcome)
 
 
