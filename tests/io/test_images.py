@@ -7,6 +7,7 @@ import locale
 import math
 import subprocess
 import sys
+import zlib
 
 import nibabel as nib
 import numpy as np
@@ -508,3 +509,25 @@ def test_nifti_path_imports_no_simpleitk(tmp_path):
         "assert 'SimpleITK' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 3500])
+def test_gzip_in_pieces_is_one_member_for_everybody(size, monkeypatch):
+    from regkit.io import nifti
+
+    monkeypatch.setattr(nifti, "_PIECE", 1000)
+    blob = bytes(k * k % 251 for k in range(size))
+    packed = nifti._gzip(blob)
+    reader = zlib.decompressobj(31)  # one member only, as simple readers have it
+    assert reader.decompress(packed) == blob and reader.eof and not reader.unused_data
+    assert gzip.decompress(packed) == blob and nifti._gzip(blob) == packed
+
+
+def test_other_readers_read_a_scan_packed_in_pieces(tmp_path, monkeypatch):
+    from regkit.io import nifti
+
+    monkeypatch.setattr(nifti, "_PIECE", 1000)
+    data = torch.arange(2400, dtype=torch.int16).reshape(1, 1, 10, 12, 20)
+    write_image(Image(data, Grid((10, 12, 20), torch.eye(4, dtype=torch.float64)[None])), tmp_path / "a.nii.gz")
+    assert (data[0, 0].numpy() == sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii.gz"))).T).all()
+    assert (np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj) == data[0, 0].numpy()).all()
