@@ -46,13 +46,7 @@ def test_correlations_are_those_of_brute_force(ndim):
 
 def test_fields_of_view_that_share_a_third_are_found(ndim, tre):
     """Two crops of one texture, each cut where the other is not, with headers that say nothing of it."""
-    draw = torch.Generator().manual_seed(2)
-    shape = (90, 48, 40)[:ndim]
-    whole = smooth(torch.randn(1, 1, *shape, generator=draw), [2.5] * ndim)
-    affine = torch.eye(ndim + 1, dtype=torch.float64)[None]
-    fixed = Image(whole[:, :, :50].contiguous(), Grid((50, *shape[1:]), affine))
-    moving = Image(whole[:, :, 32:].contiguous(), Grid((58, *shape[1:]), affine))
-    truth = Matrix.shift(torch.tensor([[-32.0, *[0.0] * (ndim - 1)]], dtype=torch.float64))
+    fixed, moving, truth = _crops(ndim, whole=90, end=50, begin=32)
     result = regkit.align(fixed, moving, model="rigid")
     assert tre(fixed, result.transform, truth) < 0.3
 
@@ -70,15 +64,15 @@ def test_channels_are_summed_as_they_are(ndim):
         assert len(known) == 1
 
 
-def _crops(ndim: int, turn: Matrix | None = None) -> tuple[Image, Image, Matrix]:
-    """Two crops of one texture that share two thirds, the second one turned; and the true map."""
+def _crops(ndim: int, turn: Matrix | None = None, whole: int = 72, end: int = 54, begin: int = 18) -> tuple[Image, Image, Matrix]:
+    """Two crops of one texture, up to `end` and from `begin` of `whole` voxels, the second one turned; and the true map."""
     draw = torch.Generator().manual_seed(2)
-    shape = (72, 48, 40)[:ndim]
-    whole = smooth(torch.randn(1, 1, *shape, generator=draw), [2.5] * ndim)
+    shape = (whole, 48, 40)[:ndim]
+    texture = smooth(torch.randn(1, 1, *shape, generator=draw), [2.5] * ndim)
     affine = torch.eye(ndim + 1, dtype=torch.float64)[None]
-    fixed = Image(whole[:, :, :54].contiguous(), Grid((54, *shape[1:]), affine))
-    moving = Image(whole[:, :, 18:].contiguous(), Grid((54, *shape[1:]), affine))
-    truth = Matrix.shift(torch.tensor([[-18.0, *[0.0] * (ndim - 1)]], dtype=torch.float64))
+    fixed = Image(texture[:, :, :end].contiguous(), Grid((end, *shape[1:]), affine))
+    moving = Image(texture[:, :, begin:].contiguous(), Grid((whole - begin, *shape[1:]), affine))
+    truth = Matrix.shift(torch.tensor([[-float(begin), *[0.0] * (ndim - 1)]], dtype=torch.float64))
     if turn is not None:  # a turn of the header: voxels stay as they are
         moving, truth = Image(moving.data, Grid(moving.grid.shape, turn.matrix @ affine)), turn @ truth
     return fixed, moving, truth
