@@ -51,18 +51,6 @@ def gaussian(n: int, sigma: float, step: int = 1) -> Tensor:
 
 @lru_cache(maxsize=64)
 @_PLAIN
-def difference(n: int) -> Tensor:
-    """(n, n) central differences per voxel step, one-sided at the ends (zero for a single voxel)."""
-    d = torch.zeros(n, n)
-    if n > 1:
-        i = torch.arange(1, n - 1)
-        d[i, i + 1], d[i, i - 1] = 0.5, -0.5
-        d[0, 0], d[0, 1], d[-1, -2], d[-1, -1] = -1.0, 1.0, -1.0, 1.0
-    return d
-
-
-@lru_cache(maxsize=64)
-@_PLAIN
 def spline_coefficients(n: int, margin: int = 0) -> Tensor:
     """(n + 2 margin, n) samples → cubic B-spline coefficients, whole-sample mirrored at the ends (Unser 1999), as ITK and
     scipy have it; the margin holds the mirrored ones beyond each end."""
@@ -93,7 +81,6 @@ def smooth(data: Tensor, sigma: Sequence[float], steps: Sequence[int] | None = N
 
 
 def gradient(data: Tensor) -> Tensor:
-    """Central differences per voxel step: (N, C, *S) → (N, C, D, *S)."""
-    ndim = data.ndim - 2
-    return torch.stack([along(data, [difference(n) if a == axis else None for a, n in enumerate(data.shape[2:])])
-                        for axis in range(ndim)], 2)
+    """Central differences per voxel step, one-sided at the ends, zero along an axis of one voxel: (N, C, *S) → (N, C, D, *S)."""
+    return torch.stack([torch.gradient(data, dim=axis)[0] if data.shape[axis] > 1 else torch.zeros_like(data)
+                        for axis in range(2, data.ndim)], 2)

@@ -211,13 +211,12 @@ def test_every_value_is_explained(names):
 
 
 def test_figures_of_the_method_are_those_of_the_code():
-    from regkit.registration import guard, level, outline, pose, pyramid, refine, start, steps, turns, walk
+    from regkit.registration import blocks, guard, level, outline, pose, pyramid, refine, start, steps, turns, walk
 
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
-    a, b, c = steps.POINTS
-    i, j, k = steps.ITERATIONS
-    for figure in (f"at most {a:,} at the coarsest level, {b:,} at the second, {c:,}\nat finer", f"At most {i} iterations",
-                   f"{j} at the second, {k} at finer", f"more than {pose.MARGIN} of what",
+    (a, b, c, d), (i, j, k, n) = steps.POINTS, steps.ITERATIONS
+    for figure in (f"at most {a:,} at the coarsest level, {b:,} at the second, {c:,}\nat the third, {d:,} at finer",
+                   f"At most {i} iterations", f"{j} at the second, {k} at the third, {n} at finer", f"more than {pose.MARGIN} of what",
                    f"at {walk.UNRELATED_FINE} or more ({walk.UNRELATED[2]} with two levels, {walk.UNRELATED[1]} with one",
                    f"more than {level.TURN} (", f"edges / {pyramid._COARSE} (", f"scored at {start.SEARCH_POINTS[0]} points",
                    f"the best {start.SEARCHED} again at {start.SEARCH_POINTS[1]:,} points", f"between {refine.LEAST_BEND} and 1",
@@ -225,7 +224,10 @@ def test_figures_of_the_method_are_those_of_the_code():
                    f"best {pose.SETTLED} by the", f"below {pose.UNSURE}, no pose", f"scores {pose.CONVINCING}**",
                    f"scans, if one has a constant background | below {guard.LITTLE_INSIDE} |",
                    f"below {guard.DOUBTFUL} | below {guard.UNRELATED} |",
+                   f"more than {pose.LEADING} of what the others leave", f"by less than {pose.SAME_POSE} in",
                    f"each of {start.TURNED} rotations",
+                   f"at most {blocks.COUNT:,} blocks", f"by {blocks.REACH} voxels", f"below {blocks.ALIKE} is",
+                   f"{blocks.SCALE} of the median", f"as {blocks.PRIOR:g} matches", f"more than {walk.COST} of similarity",
                    f"{pose.LOOKED_ALONG} best turns", f"best {pose.STRUCTURED} are refined by MIND",
                    f"more than {outline.TISSUE} of the other",
                    f"{len(turns.rotations(3)):,} rotations", f"{len(turns.rotations(2))} angles",

@@ -24,7 +24,7 @@ BLOCK, REACH = {2: 4, 3: 2}, 3  # voxels to either side: of a block, and of the 
 COUNT = 2_500  # blocks of each scan
 TEXTURED = 0.5  # share of the blocks, the flattest, left out
 ALIKE = 0.2  # least correlation of a match
-FEWEST = 20  # matches
+FEWEST = 20  # blocks, and matches
 ROUNDS, FITS = 2, 12  # searches, and reweightings after each
 SCALE = 0.35  # of the median distance: from there on a match loses its say
 PRIOR, HELD = 4.5, 500  # the say of the map that was refined, in full matches, and at how many points it is held
@@ -55,6 +55,8 @@ def agree(scene: Scene, level: int, one: Tensor) -> Tensor:
     """A refined map (1, D+1, D+1) in the frame moved to where most blocks of both scans agree; as it is where too few match."""
     pair, frame = scene.canvases[level], scene.frame
     blocks = list(scene.run(lambda canvas: cut(canvas, scene.seed), pair))
+    if min(len(cuts.centre) for cuts in blocks) < FEWEST:
+        return one
     held = _held(pair[0], frame.world(one), scene.seed)
     for _ in range(ROUNDS):
         found = match(scene, level, blocks, one)
@@ -74,7 +76,7 @@ def cut(canvas: Canvas, seed: int) -> Blocks:
     chosen = choose_points(canvas.weight * (variance >= least), COUNT, seed)
     centre = torch.stack(torch.unravel_index(chosen, shape), 1)
     centre = centre[((centre >= edge) & (centre < torch.tensor(shape, device=centre.device) - edge)).all(1)]
-    centre = centre[_windows(canvas.weight, centre, half).flatten(0, -2).amin(0) > 0.5] if len(centre) else centre
+    centre = centre[_windows(canvas.weight, centre, half).flatten(0, -2).amin(0) > 0.5]
     values = _windows(canvas.data, centre, half)
     values = values - values.flatten(0, -2).mean(0)
     return Blocks(centre, values, values.square().flatten(0, -2).sum(0))
@@ -139,9 +141,9 @@ def _held(canvas: Canvas, world: Tensor, seed: int) -> Matches:
 
 def _windows(volume: Tensor, centre: Tensor, half: int) -> Tensor:
     """Windows (*[2 half + 1] * D, N) of a volume (1, 1, *S) about voxels (N, D) that lie as far inside."""
-    d, shape = centre.shape[1], volume.shape[2:]
+    (n, d), shape, across = centre.shape, volume.shape[2:], 2 * half + 1
     place = centre.new_zeros(())
     for axis in range(d):
         index = centre[:, axis] + torch.arange(-half, half + 1, device=centre.device)[:, None]
-        place = place * shape[axis] + index.reshape(*[-1 if a == axis else 1 for a in range(d)], len(centre))
+        place = place * shape[axis] + index.reshape(*[across if a == axis else 1 for a in range(d)], n)
     return volume.flatten()[place]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from regkit.registration.equations import Side, make_side, volume_of
-from regkit.registration.pyramid import Canvas, features_of
+from regkit.registration.pyramid import Canvas, features_of, made_of
 from regkit.registration.run import Run
 from regkit.similarity import Similarity
 from regkit.space import Frame
@@ -20,8 +20,6 @@ def sides_of(fixed: Canvas, moving: Canvas, measure: Similarity, frame: Frame, c
 
     around: (1, D+1, D+1) map in the frame about which oriented features (MIND, NGF) hold: the other scan is carried
     through it before its features are computed, since such features turn with the frame they are computed in."""
-    assert measure.features is not None
-    features = measure.features
     own = dict(zip((True, False), run(lambda canvas: features_of(canvas, measure), (fixed, moving)), strict=True))
     maps = {True: around, False: None if around is None else torch.linalg.inv(around)}
 
@@ -33,7 +31,7 @@ def sides_of(fixed: Canvas, moving: Canvas, measure: Similarity, frame: Frame, c
             to_index = grid.inverse[0] @ frame.inverse[0]
         else:
             data, weight = away.source.read(home.grid, frame.world(turned))
-            seen, grid = features(data, weight), home.grid
+            seen, grid = made_of(data, weight, measure), home.grid
             to_index = grid.inverse[0] @ frame.inverse[0] @ torch.linalg.inv(turned)[0]
         chosen = choose_points(home.weight, count, seed)
         return make_side(own[forward], home.weight, home.grid, chosen, volume_of(seen, weight, measure.residual), to_index, frame, forward,

@@ -19,6 +19,8 @@ SETTLE_POINTS, SETTLED = 6_000, 2  # at the second level, and for how many candi
 STRUCTURED = 8  # poses that the search by structure proposes
 LOOKED_ALONG = 3  # turned poses along which shifts are looked for
 APART = 0.1  # radians: nearer poses are one
+SAME_POSE = 0.04  # of a map's entries together: nearer maps will end as one
+LEADING = 0.5  # of what its MIND score leaves to the best: a map so far ahead at the coarsest level won at the next, too
 CONVINCING = 0.4  # a MIND score at the second level, inside both scans, at which no wrong pose was seen: nothing more is tried
 UNSURE = 0.15  # a MIND score at the second level that no right pose of 112 had (least 0.25), and no wrong one exceeded
 
@@ -75,8 +77,8 @@ def settle(scene: Scene, name: str, pool: list[Candidate], judge: Scene, outcome
     outcome.candidates += [{"origin": c.origin, "measure": name, "score": round(v, 4)} for c, v in zip(pool, scores.tolist(), strict=True)]
     header = torch.tensor([c.origin == "header" for c in pool], device=maps.device)
     few = torch.unique(torch.cat([spread_out(maps, scores, SIFTED, APART), *_best(scores, upright, header)]))
-    maps, upright, header = maps[few], upright[few], header[few]
-    maps, scores = refine(scene, 0, (name,), maps, models[:2])
+    maps, scores, upright, header = _distinct(maps[few], scores[few], upright[few], header[few])
+    maps, scores = refine(scene, 0, (name,), maps, models[:2][-1:])
     if along:
         turned = torch.unique(torch.cat([_turns(maps, scores, LOOKED_ALONG), *_best(scores, upright)]))
         fixed, moving = scene.canvases[0]
@@ -87,11 +89,34 @@ def settle(scene: Scene, name: str, pool: list[Candidate], judge: Scene, outcome
         maps, scores = torch.cat([maps, more]), torch.cat([scores, better])
         upright = torch.cat([upright, upright[turned].repeat_interleave(torch.tensor([len(found) for found in slid], device=maps.device))])
         header = torch.cat([header, torch.zeros(len(more), dtype=torch.bool, device=header.device)])
+    maps, scores, upright, header = _distinct(maps, scores, upright, header)
     mind = _mind(judge, 0, maps)
-    few = torch.unique(torch.cat([*(spread_out(maps, some, SETTLED, APART) for some in (scores, mind)), *_best(scores, upright, header)]))
+    if _leads(mind, scores):
+        few = mind.argmax()[None]
+    else:
+        ahead = (spread_out(maps, some, SETTLED, APART) for some in (scores, mind))
+        few = torch.unique(torch.cat([*ahead, *_best(scores, upright, header)]))
     maps, upright = maps[few], upright[few]
-    maps, _ = refine(scene, second, (name,), maps, models[:2][-1:], points=SETTLE_POINTS)
+    maps, scores = refine(scene, second, (name,), maps, models[:2][-1:], points=SETTLE_POINTS)
+    maps, scores, upright = _distinct(maps, scores, upright)
     return Poses(maps, upright, _mind(judge, second, maps))
+
+
+def _leads(mind: Tensor, scores: Tensor) -> bool:
+    """Whether the best by MIND (N,) is so far ahead of all others, and the best by the measure, too, that it alone goes on."""
+    first, *others = mind.sort(descending=True).values.tolist()
+    return int(mind.argmax()) == int(scores.argmax()) and (not others or first - others[0] > LEADING * (1 - others[0]))
+
+
+def _distinct(maps: Tensor, scores: Tensor, *kinds: Tensor) -> tuple[Tensor, ...]:
+    """Maps, scores and kinds (N,) of those that differ, the best of each; it is of the kinds of all that fell together with it."""
+    near = torch.cdist(maps.flatten(1), maps.flatten(1)) < SAME_POSE
+    kept: list[int] = []
+    for place in scores.argsort(descending=True).tolist():
+        if not bool(near[place, kept].any()):
+            kept.append(place)
+    kept.sort()
+    return maps[kept], scores[kept], *((near[kept] & kind).any(1) for kind in kinds)
 
 
 def _turns(maps: Tensor, scores: Tensor, count: int) -> Tensor:

@@ -17,7 +17,7 @@ from regkit.space import Grid
 
 _COARSE = 20  # voxels across the smaller scan at the coarsest level: 10 mm for a human head
 _MOST = {2: 600_000, 3: 2_500_000}  # voxels of a canvas
-_KEPT = 400_000  # voxels of a canvas up to which features are kept
+_KEPT = 1_000_000  # voxels of a canvas up to which features are kept
 SAME = 0.01  # of a scan's range of intensities: what differs from the background by less is background
 
 
@@ -82,13 +82,18 @@ class Canvas:
 
 def features_of(canvas: Canvas, measure: Similarity) -> Tensor:
     """A measure's features (1, F, *S) in the canvas' own frame; small canvases keep them, for many poses are looked at there."""
-    assert measure.features is not None
     found = canvas.made.get(measure.name)
     if found is None:
-        found = measure.features(canvas.data, canvas.weight)
+        found = made_of(canvas.data, canvas.weight, measure)
         if canvas.data.numel() < _KEPT:
             canvas.made[measure.name] = found
     return found
+
+
+def made_of(data: Tensor, weight: Tensor, measure: Similarity) -> Tensor:
+    """A measure's features (1, F, *S) of values and weights (1, 1, *S); where all count alike, weights need not be smoothed."""
+    assert measure.features is not None
+    return measure.features(data, None if bool((weight == 1).all()) else weight)
 
 
 def without_background(canvas: Canvas) -> Canvas:

@@ -103,7 +103,7 @@ def spread_out(maps: Tensor, scores: Tensor, count: int, apart: float) -> Tensor
     return torch.tensor(kept, device=maps.device)
 
 
-SEARCH_POINTS = (250, 1500)  # for all rotations, and for the better ones
+SEARCH_POINTS = (160, 1000)  # for all rotations, and for the better ones
 TURNED = 700  # rotations each of whose shifts are looked at where all else fails
 SEARCHED = 40  # rotations a measure that are looked at again
 # what ranks the rotations: a global measure sees far, a local one tells symmetric poses apart, cr sees through contrast

@@ -16,8 +16,8 @@ from regkit.registration.run import Run
 from regkit.similarity import SIMILARITIES
 from regkit.space import MODELS, Frame, Model
 
-POINTS = (4_000, 12_000, 40_000)  # compared in each direction at the coarsest, the second and all finer levels
-ITERATIONS = (8, 10, 12)
+POINTS = (4_000, 12_000, 25_000, 40_000)  # compared in each direction at the coarsest, the second, the third and all finer levels
+ITERATIONS = (8, 10, 8, 12)
 INFORMATION_POINTS = 20_000  # mutual information needs no more than its histogram has room for
 
 

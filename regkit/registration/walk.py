@@ -93,8 +93,8 @@ def _agree(scene: Scene, outcome: Outcome) -> None:
     similarity, share = compare(scene, min(1, len(scene.canvases) - 1), tuple(outcome.similarity.split("+")), one)
     reached, before = similarity * share**0.5, outcome.scores["end"]
     if reached < before - COST:
-        outcome.notes.append(f"most small blocks of the scans agree on another map, which is less alike ({reached:.3f}, {before:.3f}); kept "
-                             "the refined one")
+        outcome.notes.append(f"most small blocks of the scans agree on another map, which is less alike ({reached:.3f}, {before:.3f}); "
+                             "the refined one was kept")
     else:
         outcome.map, outcome.scores["end"] = one, reached
 

@@ -3,7 +3,7 @@ direction, whatever the intensities."""
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
@@ -29,17 +29,16 @@ def loss(moved: Tensor, fixed: Tensor, weight: Tensor | None = None) -> Tensor:
 
 @full_precision
 def features(image: Tensor, weight: Tensor | None = None) -> Tensor:
-    """n nᵀ, its diagonal and √2 times what lies above: (N, 1, *S) → (N, 6 | 3, *S). Free of n's sign, with the Frobenius
-    norm: `|F − F'|² = |n|⁴ + |n'|⁴ − 2 (n·n')²`."""
-    n = _field(image, weight)
-    first, second = zip(*combinations(range(n.shape[1]), 2), strict=True)
-    return null(torch.cat([n * n, 2**0.5 * n[:, list(first)] * n[:, list(second)]], 1), weight)
+    """What lies on and above the diagonal of n nᵀ, row by row, the latter times √2: (N, 1, *S) → (N, 6 | 3, *S). Free of n's
+    sign, with the Frobenius norm: `|F − F'|² = |n|⁴ + |n'|⁴ − 2 (n·n')²`."""
+    n = _field(image, weight).unbind(1)
+    return torch.stack([a * (b if a is b else 2**0.5 * b) for a, b in combinations_with_replacement(n, 2)], 1)
 
 
 def _field(image: Tensor, weight: Tensor | None) -> Tensor:
-    """∇I / √(|∇I|² + ε²), ε the weighted mean of |∇I|: (N, 1, *S) → (N, D, *S)."""
+    """∇I / √(|∇I|² + ε²), ε the weighted mean of |∇I|, and zero where the weight is: (N, 1, *S) → (N, D, *S)."""
     slope = gradient(fill(standardise(image, weight), weight))[:, 0]
     square = (slope * slope).sum(1, keepdim=True)
     # The summands keep roots and quotients finite; on a scan of unit variance they are below any edge.
     edge = mean((square + 1e-20).sqrt(), weight)
-    return slope * (square + edge**2 + 1e-12).rsqrt()
+    return slope * null((square + edge**2 + 1e-12).rsqrt(), weight)
