@@ -23,7 +23,7 @@ from regkit.space import Grid, Matrix
 BLOCK, REACH = {2: 4, 3: 2}, 3  # voxels to either side: of a block, and of the search
 COUNT = 2_500  # blocks of each scan
 TEXTURED = 0.5  # share of the blocks, the flattest, left out
-ALIKE = 0.2  # least correlation of a match
+ALIKE = 0.2  # least correlation of a match, of either sign
 FEWEST = 20  # blocks, and matches
 ROUNDS, FITS = 2, 12  # searches, and reweightings after each
 SCALE = 0.35  # of the median distance: from there on a match loses its say
@@ -97,7 +97,7 @@ def match(scene: Scene, level: int, blocks: list[Blocks], one: Tensor) -> Matche
 
 def search(blocks: Blocks, away: Canvas, grid: Grid, way: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The blocks cut on `grid` in a scan read there through `way` (1, D+1, D+1) in mm: centres (N, D), where they fit best by
-    correlation (N, D), both in voxels, and the correlation (N,), of those that fit somewhere within reach."""
+    correlation of either sign (N, D), both in voxels, and its size (N,), of those that fit somewhere within reach."""
     d, half, centre, across = grid.ndim, BLOCK[grid.ndim], blocks.centre, 2 * REACH + 1
     data, weight = away.source.read(grid, way)
     field = _windows(torch.where(weight > 0.5, data, torch.nan), centre, half + REACH)
@@ -106,7 +106,8 @@ def search(blocks: Blocks, away: Canvas, grid: Grid, way: Tensor) -> tuple[Tenso
     sums = torch.ones(across, across + 2 * half, device=data.device).tril(2 * half).triu()  # of every run as long as a block
     total, squares = (along(values[None, None], [*[sums] * d, None])[0, 0].flatten(0, -2).mT for values in (field, field.square()))
     energy = (squares - total.square() / (2 * half + 1) ** d).clamp_min(1e-6)
-    alike = (product * (energy * blocks.energy[:, None].clamp_min(1e-6)).rsqrt()).nan_to_num(-1.0)  # not all of it was seen
+    alike = product * (energy * blocks.energy[:, None].clamp_min(1e-6)).rsqrt()
+    alike = alike.abs().nan_to_num(-1.0)  # contrast may be reversed; NaN: not all of it was seen
     best, place = alike.max(1)
     at = torch.stack(torch.unravel_index(place, (across,) * d), 1)
     good = ((at > 0) & (at < 2 * REACH)).all(1) & (best > ALIKE)

@@ -61,8 +61,8 @@ def test_correlation_is_that_of_brute_force(ndim):
             return block - block.mean()
 
         mine = part(one.data[0, 0], at)
-        rhos = torch.stack([(mine * part(read, [c + s for c, s in zip(at, move, strict=True)])).sum()
-                            / mine.norm() / part(read, [c + s for c, s in zip(at, move, strict=True)]).norm() for move in moves.tolist()])
+        others = [part(read, [c + s for c, s in zip(at, move, strict=True)]) for move in moves.tolist()]
+        rhos = torch.stack([(mine * other).sum() / mine.norm() / other.norm() for other in others]).abs()
         assert value == pytest.approx(float(rhos.max()), abs=1e-4)
         best = moves[int(rhos.argmax())]
         assert max(abs(f - c - s) for f, c, s in zip(found, at, best.tolist(), strict=True)) <= 0.5 + 1e-9
