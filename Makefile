@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test check clean
 
 demo: $(VENV)/.installed-demo
-	$(BIN)/regkit demo -o demo
+	$(BIN)/regkit demo -o demo --overwrite
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest

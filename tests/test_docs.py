@@ -223,6 +223,7 @@ def test_figures_of_the_method_are_those_of_the_code():
                    f"by {pose.SIFT_POINTS:,} points and {pose.SIFT_ITERATIONS} iterations", f"best {pose.SIFTED} that lie apart",
                    f"best {pose.SETTLED} by the", f"below {pose.UNSURE}, no pose", f"scores {pose.CONVINCING}**",
                    f"scans, if one has a constant background | below {guard.LITTLE_INSIDE} |",
+                   f"as many (within {guard.LIKE_MANY}) along an edge | differ by {guard.ODD_VOXELS} and",
                    f"below {guard.DOUBTFUL} | below {guard.UNRELATED} |",
                    f"more than {pose.LEADING} of what the others leave", f"by less than {pose.SAME_POSE} in",
                    f"each of {start.TURNED} rotations",

@@ -85,13 +85,15 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def _parse_message(error: Exception) -> str:
     """What was wrong with the command line, with the cure."""
-    from cyclopts import UnusedCliTokensError
+    from cyclopts import MissingArgumentError, UnusedCliTokensError
 
     chain = getattr(error, "command_chain", None)
     verb = " ".join(["regkit", *(chain or ())])
     if isinstance(error, UnusedCliTokensError):
         extra = " ".join(error.unused_tokens or ())
-        return f"unexpected argument: {extra}; see {verb} --help"
+        return f"unexpected argument: {extra}; an option that takes several values is given again for each; see {verb} --help"
+    if isinstance(error, MissingArgumentError) and error.argument is not None and not error.argument.tokens and error.keyword is None:
+        return f"{error.argument.name} is missing; see {verb} --help"
     return f"{str(error).rstrip('.')}; see {verb} --help"
 
 

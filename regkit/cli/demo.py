@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from regkit.cli.console import Console
 from regkit.cli.register import Job, summary
-from regkit.errors import RegkitError
+from regkit.errors import OutputError, RegkitError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 TEMPLATE = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 POINTS = 300
+OWNED = ("different-heads", "known-truth", "known-truth-moving.nii.gz")
 
 
 def demo(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="Folder for the results.")] = Path("regkit-demo"),
+    overwrite: Annotated[bool, Parameter(help="Replace an earlier demo in the folder.")] = False,
     quiet: Annotated[bool, Parameter(help="Say nothing but errors.")] = False,
 ) -> int:
     """Register two pairs that installed packages ship (nilearn and nibabel), with no download.
@@ -32,6 +34,7 @@ def demo(
     the template and a copy of it turned, scaled and shifted by a known amount, so that the error left (TRE) can be told.
     """
     console = Console(quiet=quiet)
+    _free(output, overwrite)
     template = _shipped("nilearn", TEMPLATE.format("t1"))
     head = _shipped("nibabel", "tests/data/anatomical.nii")
     _different_heads(template, head, output / "different-heads", console)
@@ -39,12 +42,28 @@ def demo(
     return 0
 
 
+def _free(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds anything but an earlier demo, and that without `overwrite`."""
+    try:
+        there = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise OutputError(f"output: {folder} is a file; choose a folder") from None
+    foreign = [name for name in there if name not in OWNED]
+    if foreign:
+        raise OutputError(f"output: {folder} holds what is not the demo's ({foreign[0]}); choose another folder")
+    if there and not overwrite:
+        raise OutputError(f"output: {folder} holds an earlier demo; choose another folder or give --overwrite")
+
+
 def _shipped(package: str, path: str) -> Path:
     """A file that an installed package ships, found without importing the package."""
     found = importlib.util.find_spec(package)
     file = Path(found.origin).parent / path if found is not None and found.origin else None
     if file is None or not file.is_file():
-        raise RegkitError(f'demo: {package} with its file {path} is not installed; run: pip install "regkit[demo]"')
+        raise RegkitError(f'demo: {package} with its file {path} is not installed; run: pip install "regkit[demo]", in a clone: '
+                          'pip install -c constraints.txt -e ".[demo]"')
     return file
 
 

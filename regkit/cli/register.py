@@ -207,7 +207,8 @@ def summary(result: Registration, folder: Path) -> list[str]:
     lines.append(f"agreement   {change['before']:.3f} where the headers put them, {change['after']:.3f} now (1 is equal, 0 unrelated)")
     seconds = record.get("seconds", {})
     if seconds:
-        lines.append(f"seconds     {seconds.get('total', sum(seconds.values())):.1f}")
+        lines.append(f"seconds     {sum(seconds.get(part, 0.0) for part in ('total', 'resample', 'write')):.1f}")
+    lines += [f"note        {note}" for note in record.get("notes", [])]
     lines += [f"finding     {finding}" for finding in result.findings]
     return [*lines, f"written to  {folder}", f"picture     {folder / 'overlay.png'}"]
 

@@ -76,28 +76,29 @@ def carry_points(points: Points, transform: Transform) -> Points:
 
 
 @overload
-def apply(item: Image, transforms: Sequence[Transform], like: Image | None = None, *, inverse: bool = False,
+def apply(item: Image, transforms: Sequence[Transform] | Transform, like: Image | None = None, *, inverse: bool = False,
           interpolation: str = "auto", fill: float | str = "auto") -> Image: ...
 @overload
-def apply(item: Points, transforms: Sequence[Transform], like: Image | None = None, *, inverse: bool = False,
+def apply(item: Points, transforms: Sequence[Transform] | Transform, like: Image | None = None, *, inverse: bool = False,
           interpolation: str = "auto", fill: float | str = "auto") -> Points: ...
 @overload
-def apply(item: Tensor, transforms: Sequence[Transform], like: Image | None = None, *, inverse: bool = False,
+def apply(item: Tensor, transforms: Sequence[Transform] | Transform, like: Image | None = None, *, inverse: bool = False,
           interpolation: str = "auto", fill: float | str = "auto") -> Tensor: ...
 @overload
-def apply(item: np.ndarray, transforms: Sequence[Transform], like: Image | None = None, *, inverse: bool = False,
+def apply(item: np.ndarray, transforms: Sequence[Transform] | Transform, like: Image | None = None, *, inverse: bool = False,
           interpolation: str = "auto", fill: float | str = "auto") -> np.ndarray: ...
 
 
-def apply(item: Any, transforms: Sequence[Transform], like: Image | None = None, *, inverse: bool = False,
+def apply(item: Any, transforms: Sequence[Transform] | Transform, like: Image | None = None, *, inverse: bool = False,
           interpolation: str = "auto", fill: float | str = "auto") -> Any:
     """Carry an image, a label map or points from moving to fixed (`inverse=True`: from fixed to moving).
 
     item: Image; Points; or an array or tensor of points (P, D), RAS mm.
-    transforms: each maps fixed to moving points; [A, B] is A first on the image's way, T = A ∘ B.
+    transforms: one, or several; each maps fixed to moving points; [A, B] is A first on the image's way, T = A ∘ B.
     like: whose grid an image lands on (the fixed scan; with `inverse` the moving one).
     Raises OptionError without transforms or a needed `like`, GeometryError if dimensions differ.
     """
+    transforms = list(transforms) if isinstance(transforms, Sequence) else [transforms]
     if not transforms:
         raise OptionError("transforms: none given; give one or more")
     if len({t.ndim for t in transforms}) > 1:

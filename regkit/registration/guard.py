@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from regkit.space import Matrix
 LEAST_OVERLAP, FEW_OVERLAP = 0.02, 0.25  # of the smaller field of view
 FAR_SCALE, ODD_SCALE = 4.0, 1.8  # times, or one over
 ODD_SHEAR = 2.0  # longest over shortest stretch
+ODD_VOXELS, LIKE_MANY = 2.5, 1.5  # times: voxels so different in size, and about as many along an edge in both scans
 LITTLE_INSIDE = 0.35  # MIND of what lies inside both scans, where one has a constant background
 UNRELATED, DOUBTFUL = 0.03, 0.1  # similarity at the end
 
@@ -31,6 +33,16 @@ def overlap(pair: Pair, transform: Matrix) -> float:
             seen = seen[counts]
         shares.append(float(seen.float().mean()) if len(seen) else 0.0)
     return max(shares)
+
+
+def _sizes(pair: Pair) -> list[str]:
+    """A word where the scans look alike in voxels and not in mm, as under a wrong header or a printer's resolution tag."""
+    sizes = [float(image.grid.spacing.log().mean().exp()) for image in (pair.fixed, pair.moving)]
+    counts = [math.prod(image.grid.shape) ** (1 / pair.ndim) for image in (pair.fixed, pair.moving)]
+    if max(sizes) / min(sizes) < ODD_VOXELS or max(counts) / min(counts) > LIKE_MANY:
+        return []
+    return [f"both scans have about as many voxels, but those of fixed measure {sizes[0]:.3g} mm and those of moving {sizes[1]:.3g} mm: "
+            "check that both headers (a picture's resolution tag) state the right size"]
 
 
 def look(pair: Pair, transform: Matrix, scores: dict[str, float]) -> dict[str, Any]:
@@ -53,6 +65,7 @@ def look(pair: Pair, transform: Matrix, scores: dict[str, float]) -> dict[str, A
         findings.append(f"the map scales by {scale:.3g}, which is much for scans of one kind")
     if shear > ODD_SHEAR:
         findings.append(f"the map stretches one direction {shear:.2f} times as much as another")
+    findings += _sizes(pair)
     if scores["end"] < UNRELATED:
         findings.append(f"the scans do not resemble each other at the result (similarity {scores['end']:.3f}, unrelated is 0)")
         hopeless = True

@@ -126,11 +126,12 @@ def _choose(scene: Scene, pose: Tensor, outcome: Outcome) -> None:
     whether MIND sees more than it does (then contrasts differ, and MIND is worth its price) or edges are enough."""
     count = len(scene.canvases)
     local = score(scene, count - 1, ("lncc",), pose)
-    related = local >= UNRELATED.get(count, UNRELATED_FINE)
+    asked = UNRELATED.get(count, UNRELATED_FINE)
+    related = local >= asked
     smooth, structure = (score(scene, min(1, count - 1), (name,), pose) for name in ("lncc", "mind"))
     detail = "mind" if structure > smooth else "ngf"
     outcome.similarity = f"lncc+{detail}" if related else detail
-    outcome.why = (f"the local correlation is {local:.2f} at the coarse pose, "
+    outcome.why = (f"the local correlation is {local:.2f} at the coarse pose (asked with {count} level{'s' * (count > 1)}: {asked}), "
                    + ("intensities and structure go together" if related else "only structure can be relied on")
                    + f"; MIND scores {structure:.2f} where local correlation scores {smooth:.2f}")
 

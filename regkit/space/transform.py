@@ -68,9 +68,14 @@ class Matrix:
         return is_affine(self.matrix)
 
     def __call__(self, points: Tensor) -> Tensor:
+        if not isinstance(points, Tensor) or points.ndim != 3 or points.shape[-1] != self.ndim:
+            what = f"shape {tuple(points.shape)}" if hasattr(points, "shape") else f"a {type(points).__name__}"
+            raise GeometryError(f"points: {what}; expected a tensor (N, P, {self.ndim}); regkit.apply takes arrays (P, {self.ndim})")
         return apply_matrix(self.matrix, points)
 
     def __matmul__(self, other: Matrix) -> Matrix:
+        if other.ndim != self.ndim:
+            raise GeometryError(f"transforms: of dimensions {self.ndim} and {other.ndim}; they must agree to be composed")
         return Matrix(self.matrix @ other.matrix)
 
     def inverse(self) -> Matrix:

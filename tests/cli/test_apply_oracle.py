@@ -48,3 +48,10 @@ def test_image_and_labels_equal_simpleitk(ndim, inverse, tmp_path):
         found = np.asanyarray(nib.load(tmp_path / f"{file}_moved.nii.gz").dataobj).reshape(expected.shape)
         differs = np.abs(found - expected) > 1e-3 * np.ptp(expected)
         assert np.abs(expected).max() > 0 and differs.mean() < 0.002  # at an edge or a tie, rounding decides
+
+
+def test_one_transform_needs_no_list():
+    one = regkit.Matrix.shift(torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64))
+    points = np.array([[4.0, 5.0, 6.0]])
+    assert np.array_equal(regkit.apply(points, one), regkit.apply(points, [one]))
+    assert np.array_equal(regkit.apply(points, one), [[3.0, 3.0, 3.0]])

@@ -69,9 +69,9 @@ def test_every_setting_is_explained(capsys):
 PAIR = ["register", "a.nii", "b.nii", "-o", "out"]
 MISTAKES = [
     (["regsiter", "a", "b"], "did you mean \"register\""),
-    (["register"], "fixed requires an argument"),
-    (["register", "a.nii", "-o", "out"], "moving requires an argument"),
-    (["register", "a.nii", "b.nii"], "--output requires an argument"),
+    (["register"], "FIXED is missing"),
+    (["register", "a.nii", "-o", "out"], "MOVING is missing"),
+    (["register", "a.nii", "b.nii"], "--output is missing"),
     ([*PAIR[:3], "c.nii", "-o", "out"], "unexpected argument: c.nii"),
     ([*PAIR, "--modle", "rigid"], "did you mean --model?"),
     ([*PAIR, "--no-quiet"], "unknown option: --no-quiet"),
@@ -89,8 +89,8 @@ MISTAKES = [
     ([*PAIR, "--volume", "-1"], "volume: -1; expected 0 or more"),
     ([*PAIR, "--seed", "1.5"], "'1.5' is not a whole number"),
     ([*PAIR, "--threads", "0"], "threads: 0; expected 1 or more"),
-    (["apply", "a.nii", "-o", "b.nii"], "--transform requires an argument"),
-    (["apply", "a.nii", "-t", "t.tfm"], "--output requires an argument"),
+    (["apply", "a.nii", "-o", "b.nii"], "--transform is missing"),
+    (["apply", "a.nii", "-t", "t.tfm"], "--output is missing"),
     (["apply", "a.nii", "-t", "t.tfm", "-o", "b.nii"], "like: missing"),
     (["apply", "a.nii", "-t", "t.tfm", "-o", "b.csv", "--like", "f.nii"], "does not fit a.nii, which is an image"),
     (["apply", "a.csv", "-t", "t.tfm", "-o", "b.nii"], "does not fit a.csv, which is points"),
@@ -144,6 +144,18 @@ def test_main_exits(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
     assert stop.value.code == 0
+
+
+def test_demo_keeps_what_lies_in_its_folder(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    assert run(["demo", "-o", str(tmp_path), "--overwrite"]) == 2
+    assert "not the demo's (mine)" in capsys.readouterr().err
+    (tmp_path / "mine").rename(tmp_path / "known-truth")
+    assert run(["demo", "-o", str(tmp_path)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert run(["demo", "-o", str(tmp_path / "file")]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "known-truth"]
 
 
 def test_demo_without_its_extra_names_the_pip_line(monkeypatch, capsys):

@@ -99,3 +99,17 @@ def test_inverse_and_apply_carry_both_ways(ndim, heads):
     assert result.apply(result.moving).data.allclose(result.moved.data)
     labels = result.moving.with_data((result.moving.data > result.moving.data.mean()).to(torch.int16))
     assert set(result.apply(labels).data.unique().tolist()) <= {0, 1}
+
+
+def test_voxel_sizes_that_cannot_both_be_right(ndim, heads):
+    """The same scan under a header four times too small, as a printer's resolution tag makes it."""
+    head = heads[ndim]
+    affine = head.grid.affine.clone()
+    affine[:, :ndim] /= 4
+    small = Image(head.data, Grid(head.grid.shape, affine))
+    found = look(make_pair(head, small), Matrix(torch.linalg.inv(head.grid.affine @ torch.linalg.inv(affine))), FINE)
+    assert any("right size" in finding for finding in found["findings"])
+    middle, n = head.grid.shape[0] // 2, head.grid.shape[0] // 8
+    crop = Image(small.data[:, :, middle: middle + n].contiguous(), Grid((n, *head.grid.shape[1:]), affine))
+    for other in (head, crop):  # nothing odd in one size, nor in a fine scan of a small part
+        assert not any("right size" in f for f in look(make_pair(head, other), Matrix.identity(ndim), FINE)["findings"])

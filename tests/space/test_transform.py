@@ -152,3 +152,12 @@ def test_gradients_reach_matrix_and_points(ndim):
     row = torch.eye(ndim + 1, dtype=torch.float64)[None, ndim:]
     assert torch.autograd.gradcheck(lambda a, b: Matrix(torch.cat([a, row], 1))(b), (top, x))
     assert torch.autograd.gradcheck(lambda a, b: Matrix(a)(b), (projective(ndim).matrix.clone().requires_grad_(), x))
+
+
+def test_wrong_points_and_mixed_dimensions_are_refused():
+    flat, solid = Matrix.identity(2), Matrix.identity(3)
+    for points in (torch.zeros(4, 3), torch.zeros(1, 4, 2), torch.zeros(4, 3).numpy(), [[0.0, 0.0, 0.0]]):
+        with pytest.raises(GeometryError, match=r"points: .*expected a tensor \(N, P, 3\)"):
+            solid(points)
+    with pytest.raises(GeometryError, match="of dimensions 3 and 2"):
+        solid @ flat
