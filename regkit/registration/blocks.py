@@ -8,10 +8,11 @@ iteratively reweighted least squares with the weights of Geman & McClure 1985.
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as nn
 from torch import Tensor
 
 from regkit.filters import along, smooth
@@ -74,7 +75,7 @@ def cut(canvas: Canvas, seed: int) -> Blocks:
     some = variance[canvas.weight > 0.5]
     least = some[:: max(1, len(some) // 100_000)].quantile(TEXTURED) if len(some) else variance.new_zeros(())
     chosen = choose_points(canvas.weight * (variance >= least), COUNT, seed)
-    centre = torch.stack(torch.unravel_index(chosen, shape), 1)
+    centre = _places(chosen, shape)
     centre = centre[((centre >= edge) & (centre < torch.tensor(shape, device=centre.device) - edge)).all(1)]
     centre = centre[_windows(canvas.weight, centre, half).flatten(0, -2).amin(0) > 0.5]
     values = _windows(canvas.data, centre, half)
@@ -101,15 +102,17 @@ def search(blocks: Blocks, away: Canvas, grid: Grid, way: Tensor) -> tuple[Tenso
     d, half, centre, across = grid.ndim, BLOCK[grid.ndim], blocks.centre, 2 * REACH + 1
     data, weight = away.source.read(grid, way)
     field = _windows(torch.where(weight > 0.5, data, torch.nan), centre, half + REACH)
-    conv = nn.conv2d if d == 2 else nn.conv3d
-    product = conv(field.movedim(-1, 0)[None], blocks.values.movedim(-1, 0)[:, None], groups=len(centre))[0].flatten(1)
+    product = field.new_zeros(*[across] * d, len(centre))
+    for offset in itertools.product(range(2 * half + 1), repeat=d):  # a convolution of as many groups would take long to set up
+        product.addcmul_(field[tuple(slice(o, o + across) for o in offset)], blocks.values[offset])
+    product = product.flatten(0, -2).mT
     sums = torch.ones(across, across + 2 * half, device=data.device).tril(2 * half).triu()  # of every run as long as a block
     total, squares = (along(values[None, None], [*[sums] * d, None])[0, 0].flatten(0, -2).mT for values in (field, field.square()))
     energy = (squares - total.square() / (2 * half + 1) ** d).clamp_min(1e-6)
     alike = product * (energy * blocks.energy[:, None].clamp_min(1e-6)).rsqrt()
     alike = alike.abs().nan_to_num(-1.0)  # contrast may be reversed; NaN: not all of it was seen
     best, place = alike.max(1)
-    at = torch.stack(torch.unravel_index(place, (across,) * d), 1)
+    at = _places(place, (across,) * d)
     good = ((at > 0) & (at < 2 * REACH)).all(1) & (best > ALIKE)
     centre, at, best, alike, place = centre[good].double(), at[good], best[good], alike[good], place[good]
     shift = (at - REACH).double()
@@ -136,8 +139,13 @@ def fit(found: Matches, held: Matches, model) -> Tensor:
 def _held(canvas: Canvas, world: Tensor, seed: int) -> Matches:
     """Points all over the fixed scan where a map (1, D+1, D+1) in mm has them, which together weigh `PRIOR`."""
     place = choose_points(canvas.weight, HELD, seed)
-    points = canvas.grid.to_world(torch.stack(torch.unravel_index(place, canvas.grid.shape), 1).double()[None])
+    points = canvas.grid.to_world(_places(place, canvas.grid.shape).double()[None])
     return Matches(points[0], Matrix(world)(points)[0], points.new_full((len(place),), PRIOR / len(place)))
+
+
+def _places(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Flat positions (N,) in an array as index points (N, D). (`torch.unravel_index` imports sympy, which takes 0.3 s.)"""
+    return torch.stack([flat // math.prod(shape[axis + 1:]) % n for axis, n in enumerate(shape)], 1)
 
 
 def _windows(volume: Tensor, centre: Tensor, half: int) -> Tensor:
