@@ -113,3 +113,13 @@ def test_nothing_else_leaks_and_no_torch_is_loaded():
     assert listed == "True"
     assert set(leaked.split()) <= {"annotations", "import_module", "TYPE_CHECKING"}
     assert loaded == ""
+
+
+def test_aligning_loads_nothing_that_is_slow_to_import():
+    """Some torch functions import sympy (0.3 s to half a second) when they are first called."""
+    code = ("import sys, numpy as np, regkit; draw = np.random.default_rng(0); scan = np.kron(draw.random((5, 5, 5)), np.ones((5, 5, 5)));"
+            "regkit.align((scan, np.eye(4)), (scan[:, ::-1, ::-1].copy(), np.eye(4)));"
+            "print(*[m for m in ('sympy', 'scipy.optimize', 'monai', 'matplotlib') if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []

@@ -9,8 +9,9 @@ from regkit.registration.equations import Side, make_side, volume_of
 from regkit.registration.pyramid import Canvas, features_of, made_of
 from regkit.registration.run import Run
 from regkit.similarity import Similarity
-from regkit.space import Frame
+from regkit.space import Frame, Grid
 
+MARGIN = 8  # voxels beyond which no filter of a measure reaches
 TURN = 0.035  # radians (2°): oriented features are renewed when the map has turned or stretched by more
 
 
@@ -30,14 +31,31 @@ def sides_of(fixed: Canvas, moving: Canvas, measure: Similarity, frame: Frame, c
             seen, weight, grid = own[not forward], away.weight, away.grid
             to_index = grid.inverse[0] @ frame.inverse[0]
         else:
-            data, weight = away.source.read(home.grid, frame.world(turned))
-            seen, grid = made_of(data, weight, measure), home.grid
+            data, weight, grid = _seen(*away.source.read(home.grid, frame.world(turned)), home.grid)
+            seen = made_of(data, weight, measure)
             to_index = grid.inverse[0] @ frame.inverse[0] @ torch.linalg.inv(turned)[0]
         chosen = choose_points(home.weight, count, seed)
         return make_side(own[forward], home.weight, home.grid, chosen, volume_of(seen, weight, measure.residual), to_index, frame, forward,
                          measure.residual, slopes)
 
     return list(run(side, (True, False)))
+
+
+def _seen(data: Tensor, weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Grid]:
+    """Values and weights (1, 1, *S) on a grid, cut to the box where the weights are not zero and `MARGIN` around it: of a head, what
+    a small block covers."""
+    low, high, there = [], [], weight[0, 0] > 0
+    for axis, n in enumerate(grid.shape):
+        along = there.any(tuple(a for a in range(grid.ndim) if a != axis)) if grid.ndim > 1 else there
+        places = along.nonzero()[:, 0]
+        if len(places) == 0:
+            return data, weight, grid
+        low.append(max(int(places[0]) - MARGIN, 0))
+        high.append(min(int(places[-1]) + 1 + MARGIN, n))
+    box = (..., *(slice(a, b) for a, b in zip(low, high, strict=True)))
+    shift = torch.eye(grid.ndim + 1, dtype=torch.float64, device=grid.device)
+    shift[:-1, -1] = torch.tensor(low, dtype=torch.float64)
+    return data[box], weight[box], Grid(tuple(b - a for a, b in zip(low, high, strict=True)), grid.affine @ shift)
 
 
 def choose_points(weight: Tensor, count: int, seed: int) -> Tensor:

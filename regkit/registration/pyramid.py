@@ -17,7 +17,7 @@ from regkit.space import Grid
 
 _COARSE = 20  # voxels across the smaller scan at the coarsest level: 10 mm for a human head
 _MOST = {2: 600_000, 3: 2_500_000}  # voxels of a canvas
-_KEPT = 1_000_000  # voxels of a canvas up to which features are kept
+_LARGE = 1_000_000  # voxels of a canvas from which on features are kept only as long as they are needed
 SAME = 0.01  # of a scan's range of intensities: what differs from the background by less is background
 
 
@@ -81,13 +81,18 @@ class Canvas:
 
 
 def features_of(canvas: Canvas, measure: Similarity) -> Tensor:
-    """A measure's features (1, F, *S) in the canvas' own frame; small canvases keep them, for many poses are looked at there."""
+    """A measure's features (1, F, *S) in the canvas' own frame; they are kept, for many poses are looked at, see `forget`."""
     found = canvas.made.get(measure.name)
     if found is None:
         found = made_of(canvas.data, canvas.weight, measure)
-        if canvas.data.numel() < _KEPT:
-            canvas.made[measure.name] = found
+        canvas.made[measure.name] = found
     return found
+
+
+def forget(canvas: Canvas) -> None:
+    """Free the features of a canvas that is large."""
+    if canvas.data.numel() > _LARGE:
+        canvas.made.clear()
 
 
 def made_of(data: Tensor, weight: Tensor, measure: Similarity) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from regkit.registration.blocks import agree
 from regkit.registration.outline import inside, stripped, without_idle
 from regkit.registration.pose import CONVINCING, MARGIN, by_structure, choose, settle
+from regkit.registration.pyramid import forget
 from regkit.registration.refine import evaluate
 from regkit.registration.start import Candidate, candidates
 from regkit.registration.steps import POINTS, Outcome, Scene, compare, growth, look, oriented, refine, residual, score
@@ -65,6 +67,8 @@ def _pose(scene: Scene, name: str, pool: list[Candidate], repool: Callable[[Scen
             poses = poses + settle(other, name, repool(other), judge, outcome, along=True)
         poses = by_structure(scene, judge, name, poses, outcome)
     one, agreed = choose(poses, outcome)
+    for canvas in itertools.chain(*scene.canvases, *judge.canvases):
+        forget(canvas)  # MIND's, twelve channels
     if judge is not scene:
         outcome.scores["inside"] = agreed
     return one, without_idle(scene, one, outcome)
