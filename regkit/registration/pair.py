@@ -78,7 +78,7 @@ def _ready(name: str, image: Image, mask: Image | None) -> tuple[Image, Tensor |
     if float(values.max()) == float(values.min()):
         where = " inside its mask" if mask is not None else ""
         raise FormatError(f"{name}: every voxel{where} has the value {float(values.max()):g}; a scan with some contrast is needed")
-    return gray, weight, background(gray.data), notes
+    return gray, weight, background(gray.data, weight), notes
 
 
 def _on_grid(name: str, mask: Image, image: Image) -> tuple[Tensor, list[str]]:

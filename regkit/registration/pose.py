@@ -23,6 +23,7 @@ SAME_POSE = 0.04  # of a map's entries together: nearer maps will end as one
 LEADING = 0.5  # of what its MIND score leaves to the best: a map so far ahead at the coarsest level won at the next, too
 CONVINCING = 0.4  # a MIND score at the second level, inside both scans, at which no wrong pose was seen: nothing more is tried
 UNSURE = 0.15  # a MIND score at the second level that no right pose of 112 had (least 0.25), and no wrong one exceeded
+UNSURE_INSIDE = 0.35  # the same for a turned pose where a background carries no weight: a wrong one reached 0.32
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +40,14 @@ class Poses:
 
 def by_structure(scene: Scene, judge: Scene, name: str, poses: Poses, outcome: Outcome) -> Poses:
     """The poses, and if none of them can be right those found among all shifts of many rotations by MIND."""
-    if scene.model.name == "translation" or float(poses.judged.max()) >= UNSURE:
+    best = poses.judged.argmax()
+    asked = UNSURE if judge is scene or bool(poses.upright[best]) else UNSURE_INSIDE
+    if scene.model.name == "translation" or float(poses.judged[best]) >= asked:
         return poses
-    found = search_structure(*scene.canvases[0], scene.frame, STRUCTURED, scene.run)
-    poses = poses + settle(scene, "mind", found, judge, outcome)
+    found = search_structure(*judge.canvases[0], scene.frame, STRUCTURED, scene.run)
+    poses = poses + settle(judge, "mind", found, judge, outcome)
     outcome.notes.append(f"no pose found by {name} convinces; all shifts of many rotations were looked at by structure (MIND score "
-                         f"{float(poses.judged.max()):.2f}, of right poses 0.25 and more)")
+                         f"{float(poses.judged.max()):.2f}, of right poses mostly 0.4 and more)")
     return poses
 
 

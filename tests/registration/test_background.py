@@ -39,6 +39,15 @@ def test_a_scan_that_fills_its_grid_has_none(ndim):
     assert background(image) is None
 
 
+def test_a_border_that_carries_no_weight_is_none(ndim):
+    """The scan lies as a box in it; the box itself holds no constant."""
+    image, weight = torch.zeros(1, 1, *[20] * ndim), torch.zeros(1, 1, *[20] * ndim)
+    box = (..., *[slice(6, 15)] * ndim)
+    image[box], weight[box] = torch.rand(1, 1, *[9] * ndim) + 5, 1.0
+    assert background(image) == 0.0
+    assert background(image, weight) is None
+
+
 @pytest.mark.parametrize("turned", [False, True], ids=["upright", "turned"])
 def test_a_stripped_brain_is_not_stretched_over_the_skull(heads, tre, turned):
     """A whole head, and the same head's brain moved by a known map."""
