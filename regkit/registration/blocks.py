@@ -19,7 +19,7 @@ from regkit.filters import along, smooth
 from regkit.registration.level import choose_points
 from regkit.registration.pyramid import Canvas
 from regkit.registration.steps import Scene
-from regkit.space import Grid, Matrix
+from regkit.space import Grid, Matrix, Model
 
 BLOCK, REACH = {2: 4, 3: 2}, 3  # voxels to either side: of a block, and of the search
 COUNT = 2_500  # blocks of each scan
@@ -125,7 +125,7 @@ def search(blocks: Blocks, away: Canvas, grid: Grid, way: Tensor) -> tuple[Tenso
     return centre, centre + shift, best.double()
 
 
-def fit(found: Matches, held: Matches, model) -> Tensor:
+def fit(found: Matches, held: Matches, model: Model) -> Tensor:
     """The map (1, D+1, D+1) in mm of the model on which the matches agree, and of which `held` has its say in full."""
     weight, one = found.alike, held.alike.new_zeros(0)
     everything = found + held

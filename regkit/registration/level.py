@@ -46,8 +46,7 @@ def _seen(data: Tensor, weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Gri
     a small block covers."""
     low, high, there = [], [], weight[0, 0] > 0
     for axis, n in enumerate(grid.shape):
-        along = there.any(tuple(a for a in range(grid.ndim) if a != axis)) if grid.ndim > 1 else there
-        places = along.nonzero()[:, 0]
+        places = there.any(tuple(a for a in range(grid.ndim) if a != axis)).nonzero()[:, 0]
         if len(places) == 0:
             return data, weight, grid
         low.append(max(int(places[0]) - MARGIN, 0))
