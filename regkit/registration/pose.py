@@ -12,6 +12,7 @@ from regkit.registration.shifts import shifted
 from regkit.registration.start import Candidate, angle_between, search_structure, spread_out
 from regkit.registration.steps import Outcome, Scene, growth, refine, score
 from regkit.similarity import SIMILARITIES
+from regkit.space import MODELS
 
 MARGIN = 0.05  # of what its score leaves to the best: by so much another orientation must beat the header's
 SIFT_POINTS, SIFT_ITERATIONS, SIFTED = 1_000, 5, 6  # a first look at all candidates, and how many of them go on
@@ -21,6 +22,8 @@ LOOKED_ALONG = 3  # turned poses along which shifts are looked for
 APART = 0.1  # radians: nearer poses are one
 SAME_POSE = 0.04  # of a map's entries together: nearer maps will end as one
 LEADING = 0.5  # of what its MIND score leaves to the best: a map so far ahead at the coarsest level won at the next, too
+NEARBY = 16  # poses tried around the best where it does not convince
+NEAR_TURN, NEAR_SHIFT, NEAR_SCALE = 0.3, 0.25, 0.12  # radians, of the frame, logarithm: how far from them at most
 CONVINCING = 0.4  # a MIND score at the second level, inside both scans, at which no wrong pose was seen: nothing more is tried
 UNSURE = 0.15  # a MIND score at the second level that no right pose of 112 had (least 0.25), and no wrong one exceeded
 UNSURE_INSIDE = 0.35  # the same for a turned pose where a background carries no weight: a wrong one reached 0.32
@@ -49,6 +52,20 @@ def by_structure(scene: Scene, judge: Scene, name: str, poses: Poses, outcome: O
     outcome.notes.append(f"no pose found by {name} convinces; all shifts of many rotations were looked at by structure (MIND score "
                          f"{float(poses.judged.max()):.2f}, of right poses mostly 0.4 and more)")
     return poses
+
+
+def nearby(scene: Scene, judge: Scene, poses: Poses, outcome: Outcome) -> Poses:
+    """The poses, and those found by structure around the best: where two bodies share a part only, a search over whole scans ends
+    near the right pose, locked on neighbouring structures."""
+    d, best = poses.maps.shape[-1] - 1, int(poses.judged.argmax())
+    model = MODELS[scene.model.name if scene.model.name in ("translation", "rigid") else "similarity"]
+    linear = model.generators(d)[:, :d, :d]
+    turns = linear.diagonal(dim1=-2, dim2=-1).abs().sum(-1) == 0
+    reach = torch.where(linear.abs().sum((1, 2)) == 0, NEAR_SHIFT, torch.where(turns, NEAR_TURN, NEAR_SCALE))
+    random = torch.rand(NEARBY, len(reach), generator=torch.Generator().manual_seed(scene.seed), dtype=torch.float64)
+    steps = model.exp(((2 * random - 1) * reach).to(poses.maps.device), d)
+    pool = [Candidate(one, "nearby", bool(poses.upright[best])) for one in poses.maps[best] @ steps]
+    return poses + settle(judge, "mind", pool, judge, outcome)
 
 
 def choose(poses: Poses, outcome: Outcome) -> tuple[Tensor, float]:

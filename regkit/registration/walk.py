@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regkit.registration.blocks import agree
 from regkit.registration.outline import inside, stripped, without_idle
-from regkit.registration.pose import CONVINCING, MARGIN, by_structure, choose, settle
+from regkit.registration.pose import CONVINCING, MARGIN, by_structure, choose, nearby, settle
 from regkit.registration.pyramid import forget
 from regkit.registration.refine import evaluate
 from regkit.registration.start import Candidate, candidates
@@ -66,6 +66,7 @@ def _pose(scene: Scene, name: str, pool: list[Candidate], repool: Callable[[Scen
         for other in stripped(scene):
             poses = poses + settle(other, name, repool(other), judge, outcome, along=True)
         poses = by_structure(scene, judge, name, poses, outcome)
+        poses = nearby(scene, judge, poses, outcome)
     one, agreed = choose(poses, outcome)
     for canvas in itertools.chain(*scene.canvases, *judge.canvases):
         forget(canvas)  # MIND's, twelve channels
