@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import rooms of a lower storey (and its own files).
 STOREYS = {
-    "errors": 0, "space": 1, "image": 2, "filters": 3, "sampling": 4, "similarity": 5, "localisation": 5, "stn": 6,
+    "errors": 0, "space": 1, "image": 2, "filters": 3, "sampling": 4, "similarity": 5, "localisation": 5, "displacement": 5, "stn": 6,
     "report": 6, "registration": 7, "training": 8, "cohort": 9, "evaluation": 10, "cli": 11,
 }
 # `io` is the door beside the stairs: it knows what it reads and writes, and whoever runs registrations may open it.

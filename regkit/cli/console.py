@@ -48,6 +48,39 @@ class Console:
             yield _lines()
 
 
+    @contextmanager
+    def count(self) -> Iterator[Callable[[int, int, str], None] | None]:
+        """A callback `(done, of how many, id)`: a bar with the time left on a terminal, else one line a case; None with --quiet."""
+        if self.quiet:
+            yield None
+        elif sys.stderr.isatty():
+            with _count_bar() as callback:
+                yield callback
+        else:
+            yield _count_lines()
+
+
+@contextmanager
+def _count_bar() -> Iterator[Callable[[int, int, str], None]]:
+    from rich.console import Console as Terminal
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+               TextColumn("{task.description}"))
+    with Progress(*columns, console=Terminal(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda done, total, name: bar.update(task, total=total, completed=done, description=name)
+
+
+def _count_lines() -> Callable[[int, int, str], None]:
+    begun = time.monotonic()
+
+    def tell(done: int, total: int, name: str) -> None:
+        print(f"{time.monotonic() - begun:6.1f} s  {done}/{total}  {name}".rstrip(), file=sys.stderr, flush=True)
+
+    return tell
+
+
 @contextmanager
 def _bar() -> Iterator[Progress]:
     from rich.console import Console as Terminal

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from regkit.errors import FormatError, GeometryError
-from regkit.io.itk import matrix_to_lps, matrix_to_ras
+from regkit.image import Image
+from regkit.io.images import read_image
+from regkit.io.itk import matrix_to_lps, matrix_to_ras, points_to_ras
 from regkit.io.output import output_file
 from regkit.io.slices import named, reason
 from regkit.space import Matrix
@@ -148,3 +150,14 @@ def _write_itk(parameters: list[float], dims: int, path: Path) -> None:
         sitk.WriteTransform(made, str(path))
     except Exception as error:
         raise FormatError(f"output: {path.name} cannot be written by ITK: {reason(error)}") from error
+
+
+def read_field(path: str | Path, ndim: int) -> Image:
+    """A displacement field as ITK and ANTs write it (NIfTI of five axes, or NRRD and MetaImage with `ndim` channels), in LPS mm.
+
+    → Image (1, D, *S) of what is added to fixed points, RAS mm. Raises FormatError if it has other channels or is unreadable."""
+    field = read_image(path, name="displacement")
+    if field.channels != field.ndim or field.ndim != ndim:
+        raise FormatError(f"displacement: {path} is {field.ndim}D with {field.channels} channel{'s' * (field.channels != 1)}; expected "
+                          f"{ndim}D with {ndim} channels, as ITK writes it (NIfTI: X, Y, Z, 1, {ndim})")
+    return field.with_data(points_to_ras(field.data.float().movedim(1, -1)).movedim(-1, 1).float())
