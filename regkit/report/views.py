@@ -68,7 +68,7 @@ def view(fixed: Image, moving: Image, transform: Transform | None, *, before: Tr
     transform: fixed → moving world; None where there is none: then nothing is shown "after". before: the start, by default
     where the headers put the scans. Labels lie anywhere in their scan's world; `moved_labels`, on the fixed scan's world,
     take the place of `moving_labels` carried through `transform`. fixed_points, moving_points (P, D): row i marks the same
-    place in both. size: pixels of the longest edge; 2D scans, of one plane only, get twice that.
+    place in both. size: pixels of the longest edge; 2D scans, of one plane only, get half as many again.
 
     The planes go through the middle of the fixed labels, else of the points, else of the fixed scan's foreground.
     Raises GeometryError if dimensions or the numbers of points differ.
@@ -81,7 +81,7 @@ def view(fixed: Image, moving: Image, transform: Transform | None, *, before: Tr
     place = _place(f, fixed_labels, here)
     spacing = display(f.image.grid)[1]
     extent = [n * s for n, s in zip(_shown_shape(f.image.grid), spacing, strict=True)]
-    mm = max(extent) / (size if d == 3 else 2 * size)
+    mm = max(extent) / (size if d == 3 else 1.5 * size)
     finest = min(float(f.image.grid.spacing.min()), float(m.image.grid.spacing.min()))
     fine = min(_FINEST[d], max(1, math.ceil(mm / finest - 0.01)))
     landed = {name: _landed(t, here, there) for name, t in (("before", start), ("after", transform)) if t is not None}
