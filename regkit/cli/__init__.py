@@ -45,6 +45,7 @@ def build() -> App:
     from regkit.cli.apply import apply
     from regkit.cli.demo import demo
     from regkit.cli.register import register
+    from regkit.cli.report import report
 
     app = App(
         name="regkit",
@@ -55,7 +56,7 @@ def build() -> App:
         suppress_keyboard_interrupt=False,
         default_parameter=Parameter(negative=(), converter=_convert),
     )
-    for verb in (register, apply, demo):
+    for verb in (register, apply, report, demo):
         app.command(verb)
     return app
 

@@ -12,7 +12,8 @@ from markupsafe import Markup
 from regkit.report.figures import boxes, curves, finite, steps
 
 WORST = 10  # cases that are shown open
-MOST_ROWS = 30  # labels or landmarks in one chart
+MOST_ROWS = 30  # labels in one chart
+MOST_POINTS = 15  # landmarks in one chart
 
 
 def before_name(measure: str) -> str:
@@ -151,10 +152,13 @@ def point_chart(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     rows = evaluation.get("points") or []
     methods = _methods(evaluation, rows)
     names: dict[str, list[Mapping[str, Any]]] = {}
+    group = {str(case.get("id")): str(case.get("group")) for case in evaluation.get("cases") or []}
+    several = len({group.get(str(row.get("id"))) for row in rows}) > 1  # the third point of a hand is not that of a head
     for row in rows:
-        names.setdefault(str(row.get("point")), []).append(row)
+        own = group.get(str(row.get("id")))
+        names.setdefault(f"{own} {row.get('point')}" if several and own else str(row.get("point")), []).append(row)
     far = {name: float(np.median(v)) for name, here in names.items() if (v := finite([row.get("tre_mm") for row in here]))}
-    worst = sorted(far, key=lambda name: -far[name])[:MOST_ROWS]
+    worst = sorted(far, key=lambda name: -far[name])[:MOST_POINTS]
     drawn: list[dict[str, Any]] = []
     for name in worst:
         first = True

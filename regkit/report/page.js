@@ -152,5 +152,4 @@
   });
 
   for (const viewer of viewers) show(viewer);
-  if (cases.length) cases[0].classList.add("here");
 })();

@@ -102,10 +102,10 @@ def _environment() -> Environment:
     return made
 
 
-def _render(name: str, pictures: _Pictures, **words: Any) -> str:
+def _render(template: str, pictures: _Pictures, **words: Any) -> str:
     from markupsafe import Markup
 
-    return _environment().get_template(name).render(pictures=Markup(pictures.css()), **words)
+    return _environment().get_template(template).render(pictures=Markup(pictures.css()), **words)
 
 
 def _words(value: Any, unit: str = "") -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,25 @@ def view(fixed: Image, moving: Image, transform: Transform | None, *, before: Tr
     The planes go through the middle of the fixed labels, else of the points, else of the fixed scan's foreground.
     Raises GeometryError if dimensions or the numbers of points differ.
     """
+    with _one_thread():
+        return _view(fixed, moving, transform, before, fixed_labels, moving_labels, fixed_points, moving_points, moved_labels, size)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Planes are small: threads that wait for each other after every operation take ten times as long on a busy machine."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(count)
+
+
+def _view(fixed: Image, moving: Image, transform: Transform | None, before: Transform | None, fixed_labels: Image | None,
+          moving_labels: Image | None, fixed_points: Tensor | None, moving_points: Tensor | None, moved_labels: Image | None,
+          size: int) -> dict[str, Any]:
     d = fixed.ndim
     _check(d, moving=moving, fixed_labels=fixed_labels, moving_labels=moving_labels, moved_labels=moved_labels)
     here, there = _points(fixed_points, moving_points, d)
@@ -85,20 +105,28 @@ def view(fixed: Image, moving: Image, transform: Transform | None, *, before: Tr
     finest = min(float(f.image.grid.spacing.min()), float(m.image.grid.spacing.min()))
     fine = min(_FINEST[d], max(1, math.ceil(mm / finest - 0.01)))
     landed = {name: _landed(t, here, there) for name, t in (("before", start), ("after", transform)) if t is not None}
-    planes = []
+    eye = Matrix.identity(d)
+    known = None if fixed_labels is None else np.unique(thin(fixed_labels.data[0, 0].cpu().numpy())[0])
+    planes, outside = [], ["before", "after"]
     for axis in (2, 1, 0) if d == 3 else (2,):
         grid = picture_grid(f.image.grid, axis, place, mm)
-        outlines = {"fixed": _outline(fixed_labels, Matrix.identity(d), grid, FIXED_COLOUR),
-                    "before": _outline(moving_labels, start, grid, MOVED_COLOUR),
-                    "after": _outline(moved_labels, Matrix.identity(d), grid, MOVED_COLOUR) if moved_labels is not None else
-                    _outline(moving_labels, transform, grid, MOVED_COLOUR)}
-        pictures = {"fixed": _webp(f.plane(Matrix.identity(d), grid, fine)), "before": _webp(m.plane(start, grid, fine)),
-                    "after": None if transform is None else _webp(m.plane(transform, grid, fine))}
+        maps = {"fixed": (fixed_labels, eye), "before": (moving_labels, start),
+                "after": (moving_labels, transform) if moved_labels is None else (moved_labels, eye)}
+        cut = {name: None if labels is None or t is None else _label_plane(labels, t, grid) for name, (labels, t) in maps.items()}
+        outlines = {name: None if plane is None else _outline(plane if name == "fixed" else _known(plane, cut["fixed"], known),
+                                                              FIXED_COLOUR if name == "fixed" else MOVED_COLOUR)
+                    for name, plane in cut.items()}
+        scans = {"fixed": f.plane(eye, grid, fine), "before": m.plane(start, grid, fine),
+                 "after": None if transform is None else m.plane(transform, grid, fine)}
+        pictures = {name: None if plane is None else _webp(plane) for name, plane in scans.items()}
+        for name in list(outside):
+            if scans[name] is None or scans[name].any():
+                outside.remove(name)
         arrows, left_out = _arrows(here, landed, grid, extent[axis] if d == 3 else math.inf)
         planes.append({"name": WORDS[axis] if d == 3 else "scan", "width": grid.shape[-1], "height": grid.shape[-2],
                        "mm_per_pixel": mm, "sides": list(SIDES[axis]) if d == 3 else [], **pictures,
                        "contours": outlines, "arrows": arrows, "arrows_left_out": left_out})
-    return {"ndim": d, "unit": "px" if fixed.pixels else "mm", "planes": planes, "points": _errors(here, landed)}
+    return {"ndim": d, "unit": "px" if fixed.pixels else "mm", "planes": planes, "outside": outside, "points": _errors(here, landed)}
 
 
 def _check(ndim: int, **images: Image | None) -> None:
@@ -162,14 +190,22 @@ def _middle_of(labels: Image) -> Tensor | None:
     return labels.grid.to_world(torch.tensor([[index]], dtype=torch.float64))[0, 0].cpu()
 
 
-def _outline(labels: Image | None, transform: Transform | None, grid: Grid, colour: tuple[int, int, int]) -> str | None:
-    """A transparent picture whose pixels along the border of each label have the colour; None without labels."""
-    if labels is None or transform is None:
-        return None
+def _label_plane(labels: Image, transform: Transform, grid: Grid) -> np.ndarray:
+    """Rows and columns of the nearest labels, 0 outside."""
     known = Image(labels.data[:1, :1].detach().cpu(), Grid(labels.grid.shape, labels.grid.affine[:1].cpu()))
-    if known.data.dtype.is_floating_point and not bool(torch.isfinite(known.data).all()):
-        known = known.with_data(known.data.nan_to_num(0.0))
-    plane = warp(known, transform, grid, kernel="nearest").data.reshape(grid.shape[-2:]).numpy()
+    plane = warp(known, transform, grid, kernel="nearest").data.reshape(grid.shape[-2:])
+    return (plane.nan_to_num(0.0) if plane.dtype.is_floating_point else plane).numpy()
+
+
+def _known(plane: np.ndarray, fixed: np.ndarray | None, labels: np.ndarray | None) -> np.ndarray:
+    """The plane without labels that the fixed scan's map does not have: there is nothing they could be compared with."""
+    if labels is None or fixed is None:
+        return plane
+    return np.where(np.isin(plane, np.union1d(labels, fixed)), plane, 0)
+
+
+def _outline(plane: np.ndarray, colour: tuple[int, int, int]) -> str:
+    """A transparent picture whose pixels along the border of each label have the colour."""
     border = np.zeros(plane.shape, bool)
     down, right = plane[1:] != plane[:-1], plane[:, 1:] != plane[:, :-1]
     # the line lies inside the label: of two neighbours the one that is labelled, of two labels the first
@@ -177,7 +213,7 @@ def _outline(labels: Image | None, transform: Transform | None, grid: Grid, colo
     border[1:] |= down & (plane[:-1] == 0)
     border[:, :-1] |= right & (plane[:, :-1] != 0)
     border[:, 1:] |= right & (plane[:, :-1] == 0)
-    picture = Picture.frombytes("P", border.shape[::-1], border.astype(np.uint8).tobytes())
+    picture = Picture.frombytes("P", (border.shape[1], border.shape[0]), border.astype(np.uint8).tobytes())
     picture.putpalette([0, 0, 0, *colour])
     file = io.BytesIO()
     picture.save(file, "PNG", bits=1, transparency=0)
