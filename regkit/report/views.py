@@ -213,7 +213,7 @@ def _outline(plane: np.ndarray, colour: tuple[int, int, int]) -> str:
     border[1:] |= down & (plane[:-1] == 0)
     border[:, :-1] |= right & (plane[:, :-1] != 0)
     border[:, 1:] |= right & (plane[:, :-1] == 0)
-    picture = Picture.frombytes("P", (border.shape[1], border.shape[0]), border.astype(np.uint8).tobytes())
+    picture = Picture.fromarray(border.astype(np.uint8))
     picture.putpalette([0, 0, 0, *colour])
     file = io.BytesIO()
     picture.save(file, "PNG", bits=1, transparency=0)
