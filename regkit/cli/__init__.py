@@ -46,6 +46,7 @@ def build() -> App:
     from regkit.cli.demo import demo
     from regkit.cli.evaluate import evaluate
     from regkit.cli.register import register
+    from regkit.cli.report import report
 
     app = App(
         name="regkit",
@@ -56,7 +57,7 @@ def build() -> App:
         suppress_keyboard_interrupt=False,
         default_parameter=Parameter(negative=(), converter=_convert),
     )
-    for verb in (register, apply, evaluate, demo):
+    for verb in (register, apply, evaluate, report, demo):
         app.command(verb)
     return app
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from regkit.cli.console import Console
+from regkit.cli.report import PAGE, Shown, page
 from regkit.errors import GeometryError, choose
 from regkit.registration.settings import Settings
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 EXIT_HOPELESS = 3
 POINT_SPACES = ("ras", "lps", "index")
-OWNED = ("moved.nii.gz", "transform.tfm", "registration.json", "overlay.png", "report.html",
+OWNED = ("moved.nii.gz", "transform.tfm", "registration.json", "overlay.png", PAGE,
          "*_moved.nii.gz", "*_in_fixed.csv", "*_in_moving.csv")
 """The names of the files that regkit writes, with wildcards: an output folder that holds others is never replaced."""
 
@@ -49,7 +50,7 @@ def register(
     quiet: Annotated[bool, Parameter(help="Say nothing but errors.")] = False,
     json: Annotated[bool, Parameter(help="Print the record to stdout, and only that.")] = False,
 ) -> int:
-    """Align MOVING to FIXED and write the moved scan, the transform, a record and a picture into a folder.
+    """Align MOVING to FIXED and write the moved scan, the transform, a record, a picture and a report into a folder.
 
     Exit codes: 0 done, 2 a wrong option or input, 3 written but not to be trusted.
     """
@@ -97,10 +98,19 @@ class Job:
                                progress=progress, settings=self.settings)
                 if progress is not None:
                     progress("write", 1.0)
+                if carried := self._carried():
+                    result.trace["carried"] = carried
                 result.write(folder)
                 luggage.write(folder, result, self.points_space)
                 draw(result, folder / "overlay.png")
+                shown = page(result.record(), result.fixed, result.moving, result.transform, luggage.shown())
+                (folder / PAGE).write_text(shown, encoding="utf-8")
         return result
+
+    def _carried(self) -> dict[str, Any]:
+        """The files that are carried along, for the record: `regkit report` reads them again."""
+        files = {name: [str(path) for path in getattr(self, name)] for name in ("labels", "fixed_points", "moving_points")}
+        return {**files, "points_space": self.points_space} if any(files.values()) else {}
 
     def _read(self) -> Luggage:
         from regkit.io import read_image, read_points
@@ -135,6 +145,10 @@ class Luggage:
     labels: dict[str, Image]
     fixed_points: dict[str, Points]
     moving_points: dict[str, Points]
+
+    def shown(self) -> Shown:
+        """What of it the page shows."""
+        return Shown.of(list(self.labels.values()), list(self.fixed_points.values()), list(self.moving_points.values()))
 
     def write(self, folder: Path, result: Registration, space: str) -> None:
         """Carry everything to the other scan and write it."""
@@ -210,7 +224,7 @@ def summary(result: Registration, folder: Path) -> list[str]:
         lines.append(f"seconds     {sum(seconds.get(part, 0.0) for part in ('total', 'resample', 'write')):.1f}")
     lines += [f"note        {note}" for note in record.get("notes", [])]
     lines += [f"finding     {finding}" for finding in result.findings]
-    return [*lines, f"written to  {folder}", f"picture     {folder / 'overlay.png'}"]
+    return [*lines, f"written to  {folder}", f"picture     {folder / 'overlay.png'}", f"report      {folder / PAGE}"]
 
 
 def hopeless_sentence(result: Registration) -> str:

@@ -104,5 +104,12 @@ class Registration:
             self.write(stage)
         return Path(folder)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the main numbers and both scans on top of each other, before and after."""
+        from regkit.report.page import fragment
+        from regkit.report.views import view
+
+        return fragment(self.record(), view(self.fixed, self.moving, self.transform))
+
     def __repr__(self) -> str:
         return f"Registration({self.trace['model']}, {self.trace['chosen']['similarity']}, {self.transform!r}, on {self.fixed.grid!r})"

@@ -1,8 +1,7 @@
 """The picture of one registration: fixed and moved scan on top of each other, before and after.
 
-Fixed is magenta, moved is green: where both agree the picture is grey. Planes are shown as radiologists hang them: superior
-or anterior up, the patient's left on the right side of the picture; in the sagittal plane anterior is on the left. 2D scans
-likewise, so that a picture (PNG, JPEG) is shown as it is stored.
+Fixed is magenta, moved is green: where both agree the picture is grey. Planes are shown as radiologists hang them: see
+`planes.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from PIL import ImageDraw, ImageFont
 
 from regkit.errors import GeometryError
 from regkit.image import Image
+from regkit.report.planes import SIDES, WORDS, as_shown, centre, cut, display, scaled, thin, window
 from regkit.space import Grid
 
 MAX_WIDTH = 1300  # pixels
@@ -23,8 +23,6 @@ MAX_ROW = 1000  # pixels: height of one panel
 MAX_ZOOM = 10.0  # pixels a voxel: a tiny crop is not blown up further
 _GAP = 6
 _BAND = 26
-_WORDS = {0: "sagittal", 1: "coronal", 2: "axial"}
-_SIDES = {0: ("A", "P"), 1: ("R", "L"), 2: ("R", "L")}
 
 
 def overlay(fixed: Image, before: Image | Callable[[Grid], Image], after: Image, path: Path) -> None:
@@ -38,80 +36,30 @@ def overlay(fixed: Image, before: Image | Callable[[Grid], Image], after: Image,
     for name, image in (("before", before), ("after", after)):
         if isinstance(image, Image) and image.grid.shape != fixed.grid.shape:
             raise GeometryError(f"overlay: {name} has shape {image.grid.shape}, fixed {fixed.grid.shape}; resample it first")
-    order, spacing = _display(fixed.grid)
-    f, a = (_as_shown(image, order) for image in (fixed, after))
-    fixed_window = _window(f)
-    centre = _centre(f, fixed_window)
+    order, spacing = display(fixed.grid)
+    f, a = (as_shown(image, order) for image in (fixed, after))
+    fixed_window = window(f)
+    middle = centre(f, fixed_window)
     axes = (2,) if f.ndim == 2 else (0, 1, 2)
 
     def earlier(axis: int) -> np.ndarray:
         if isinstance(before, Image):
-            return _plane(_as_shown(before, order), axis, centre)
-        cut = fixed.grid if f.ndim == 2 else _cut(fixed.grid, order[axis], centre[axis])
-        return _plane(_as_shown(before(cut), order), axis, (0,) * f.ndim)
+            return _plane(as_shown(before, order), axis, middle)
+        plane = fixed.grid if f.ndim == 2 else cut(fixed.grid, order[axis], middle[axis])
+        return _plane(as_shown(before(plane), order), axis, (0,) * f.ndim)
 
-    planes = [[earlier(axis) for axis in axes], [_plane(a, axis, centre) for axis in axes]]
-    moved_window = _window(a if _thin(a)[0].any() else max(planes[0], key=np.ptp))
-    rows = [[_compose(_scaled(_plane(f, axis, centre), fixed_window), _scaled(plane, moved_window))
+    planes = [[earlier(axis) for axis in axes], [_plane(a, axis, middle) for axis in axes]]
+    moved_window = window(a if thin(a)[0].any() else max(planes[0], key=np.ptp))
+    rows = [[_compose(scaled(_plane(f, axis, middle), fixed_window), scaled(plane, moved_window))
              for axis, plane in zip(axes, row, strict=True)] for row in planes]
     sizes = [_plane_mm(f.shape, spacing, axis) for axis in axes]
     sheet = _sheet(rows, sizes, axes, letters=f.ndim == 3, finest=min(spacing))
     sheet.save(path, format="PNG", compress_level=1)  # much faster, a little larger
 
 
-def _display(grid: Grid) -> tuple[list[tuple[int, bool]], list[float]]:
-    """For each world axis: (array axis, whether it must be flipped to run R, A, S); and the spacing in that order."""
-    letters = grid.orientation
-    order = []
-    for pair in ("LR", "PA", "IS")[: grid.ndim]:
-        axis = next(i for i, letter in enumerate(letters) if letter in pair)
-        order.append((axis, letters[axis] == pair[0]))
-    return order, [float(grid.spacing[0, axis]) for axis, _ in order]
-
-
-def _cut(grid: Grid, axis: tuple[int, bool], place: int) -> Grid:
-    """One plane of a grid: across (array axis, whether it is shown backwards), at a place as shown."""
-    across, flipped = axis
-    at = grid.shape[across] - 1 - place if flipped else place
-    affine = grid.affine.clone()
-    affine[:, :, -1] += at * affine[:, :, across]
-    return Grid(tuple(1 if a == across else n for a, n in enumerate(grid.shape)), affine)
-
-
-def _as_shown(image: Image, order: list[tuple[int, bool]]) -> np.ndarray:
-    """Voxels (X, Y(, Z)) float32 whose axes run to the right, anterior and superior: a view, nothing is copied."""
-    voxels = image.luminance().data[0, 0].detach().cpu().numpy().transpose([axis for axis, _ in order])
-    return voxels[tuple(slice(None, None, -1 if flip else 1) for _, flip in order)]
-
-
-def _thin(voxels: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    """At most 64 voxels an axis, NaN as 0, and the steps between them: enough for a window and a centre."""
-    steps = tuple(max(1, -(-n // 64)) for n in voxels.shape)
-    return np.nan_to_num(voxels[tuple(slice(None, None, k) for k in steps)], nan=0.0, posinf=0.0, neginf=0.0), steps
-
-
-def _window(voxels: np.ndarray) -> tuple[float, float]:
-    """Robust darkest and brightest value."""
-    some, _ = _thin(voxels)
-    low = float(np.percentile(some, 1))
-    body = some[some > low]
-    high = float(np.percentile(body, 99)) if body.size else low
-    return low, high if high > low else low + 1.0
-
-
-def _centre(voxels: np.ndarray, window: tuple[float, float]) -> tuple[int, ...]:
-    """Index of the centre of mass of the foreground (voxels above a quarter of the window)."""
-    some, steps = _thin(voxels)
-    inside = some > window[0] + 0.25 * (window[1] - window[0])
-    if not inside.any():
-        return tuple(n // 2 for n in voxels.shape)
-    middle = [float(np.mean(where)) for where in np.nonzero(inside)]
-    return tuple(min(n - 1, round(m * k)) for m, k, n in zip(middle, steps, voxels.shape, strict=True))
-
-
-def _plane(voxels: np.ndarray, axis: int, centre: tuple[int, ...]) -> np.ndarray:
-    """The plane across `axis` as rows and columns of a picture: up is superior or anterior, and see the module's head."""
-    plane = voxels if voxels.ndim == 2 else voxels[(slice(None),) * axis + (centre[axis],)]
+def _plane(voxels: np.ndarray, axis: int, middle: tuple[int, ...]) -> np.ndarray:
+    """The plane across `axis` as rows and columns of a picture: up is superior or anterior, and see planes.py."""
+    plane = voxels if voxels.ndim == 2 else voxels[(slice(None),) * axis + (middle[axis],)]
     return np.nan_to_num(plane[::-1, ::-1].T, nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -119,11 +67,6 @@ def _plane_mm(shape: tuple[int, ...], spacing: list[float], axis: int) -> tuple[
     """Width and height in mm of the plane across `axis`."""
     across = [n * s for i, (n, s) in enumerate(zip(shape, spacing, strict=True)) if len(shape) == 2 or i != axis]
     return across[0], across[1]
-
-
-def _scaled(plane: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Values of the window as 0 … 255."""
-    return (np.clip((plane - window[0]) / (window[1] - window[0]), 0, 1) * 255).round().astype(np.uint8)
 
 
 def _compose(fixed: np.ndarray, moved: np.ndarray) -> Picture.Image:
@@ -151,10 +94,10 @@ def _sheet(
             x, y = left + sum(widths[:i]) + _GAP * i, top + _BAND
             sheet.paste(panel.resize(size, Picture.Resampling.BILINEAR, reducing_gap=3.0), (x, y + (height - size[1]) // 2))
             # on a narrow panel the name would run into the next one: there the row's word is enough
-            name = f"{word}, {_WORDS[axis]}" if letters and size[0] > 150 else word if i == 0 else ""
+            name = f"{word}, {WORDS[axis]}" if letters and size[0] > 150 else word if i == 0 else ""
             pen.text((x + 2, top + 4), name, fill=(255, 255, 255), font=font)
             if letters:
                 middle = y + height // 2
-                pen.text((x + 3, middle), _SIDES[axis][0], fill=(255, 255, 0), font=font, anchor="lm")
-                pen.text((x + size[0] - 4, middle), _SIDES[axis][1], fill=(255, 255, 0), font=font, anchor="rm")
+                pen.text((x + 3, middle), SIDES[axis][0], fill=(255, 255, 0), font=font, anchor="lm")
+                pen.text((x + size[0] - 4, middle), SIDES[axis][1], fill=(255, 255, 0), font=font, anchor="rm")
     return sheet

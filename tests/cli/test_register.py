@@ -108,7 +108,7 @@ def result(pair, tmp_path_factory):
 def test_folder_holds_all_results_and_nothing_else(result):
     assert sorted(p.name for p in result.iterdir()) == [
         "fixed_in_moving.csv", "mask_moved.nii.gz", "moved.nii.gz", "moving_in_fixed.csv", "overlay.png", "registration.json",
-        "seg_moved.nii.gz", "transform.tfm"]
+        "report.html", "seg_moved.nii.gz", "transform.tfm"]
     assert [p.name for p in result.parent.iterdir()] == ["out"]
 
 

@@ -1,0 +1,134 @@
+"""`regkit report`: the page of a finished registration or evaluation, made again from what lies in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from regkit.cli.console import Console
+from regkit.errors import FormatError, GeometryError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regkit.image import Image
+    from regkit.io import Points
+    from regkit.space import Transform
+
+RECORD, EVALUATION, PAGE = "registration.json", "evaluation.json", "report.html"
+
+
+def report(
+    result: Annotated[Path, Parameter(name="DIR", help="Folder of a registration or an evaluation, or a registration.json.")],
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(
+        name=["--output", "-o"], help="File to write; by default report.html in the folder.")] = None,
+    overwrite: Annotated[bool, Parameter(help="Replace the file if it is there.")] = False,
+    quiet: Annotated[bool, Parameter(help="Say nothing but errors.")] = False,
+) -> int:
+    """Write one HTML page with pictures and numbers: of one registration, or of a whole evaluation. It needs no other file."""
+    from regkit.io import output_file
+
+    console = Console(quiet=quiet)
+    folder = result if result.is_dir() else result.parent
+    path = output or folder / PAGE
+    with output_file(path, overwrite=overwrite) as unfinished:
+        if (result / EVALUATION).is_file():
+            # by name: evaluation lies in a room of its own, and only who evaluates loads it
+            import_module("regkit.evaluation").load(result).report(unfinished)
+        else:
+            record_path = result / RECORD if result.is_dir() else result
+            unfinished.write_text(_pair(record_path, console), encoding="utf-8")
+    console.say(f"written to  {path}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a page shows of what was carried along: a label map of the moving scan, and landmarks known on both sides (P, D)."""
+
+    labels: Image | None = None
+    fixed_points: Tensor | None = None
+    moving_points: Tensor | None = None
+
+    @staticmethod
+    def of(labels: Sequence[Image], fixed: Sequence[Points], moving: Sequence[Points]) -> Shown:
+        """The first label map; of the files with points those that have as many as the other side's file of the same turn."""
+        import torch
+
+        both = [(f.world, m.world) for f, m in zip(fixed, moving, strict=False) if f.world.shape == m.world.shape]
+        here, there = (torch.cat([pair[side] for pair in both]) if both else None for side in (0, 1))
+        return Shown(labels[0] if labels else None, here, there)
+
+
+def page(record: dict[str, Any], fixed: Image, moving: Image, transform: Transform, shown: Shown) -> str:
+    """The page of one registration."""
+    from regkit.report.page import pair_page
+    from regkit.report.views import view
+
+    return pair_page(record, view(fixed, moving, transform, moving_labels=shown.labels, fixed_points=shown.fixed_points,
+                                  moving_points=shown.moving_points))
+
+
+def _pair(path: Path, console: Console) -> str:
+    from regkit.io import read_image, read_points, sha256
+    from regkit.space import Matrix
+
+    record = _record(path)
+    volume = (record.get("settings") or {}).get("volume")
+    scans = {}
+    for name in ("fixed", "moving"):
+        item = record["inputs"][name]
+        file = _find(item.get("path"), name, path)
+        scans[name] = read_image(file, volume=volume, name=name)
+        if item.get("sha256") and sha256(file) != item["sha256"]:
+            console.warn(f"{name}: {file} has changed since the registration; the pictures show what it holds now")
+    try:
+        transform = Matrix(record["matrix"])
+    except (GeometryError, TypeError, ValueError) as error:
+        raise FormatError(f"record: {path} holds a matrix that is none: {error}; run regkit register again") from error
+    carried = record.get("carried") or {}
+
+    def points(side: str) -> list[Points]:
+        return [read_points(_find(file, f"{side}-points", path), space=carried.get("points_space", "ras"), image=scans[side],
+                            ndim=scans[side].ndim, name=f"{side}-points") for file in carried.get(f"{side}_points") or []]
+
+    labels = [read_image(_find(file, "labels", path), name="labels") for file in (carried.get("labels") or [])[:1]]
+    return page(record, scans["fixed"], scans["moving"], transform, Shown.of(labels, points("fixed"), points("moving")))
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """The record, with what a page cannot do without."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        _ = record["matrix"], record["inputs"]["fixed"], record["inputs"]["moving"]
+    except FileNotFoundError:
+        raise FormatError(f"record: {path} does not exist; name the folder that regkit register wrote, or its {RECORD}") from None
+    except (OSError, ValueError) as error:
+        raise FormatError(f"record: {path} cannot be read as JSON: {error}; run regkit register again") from error
+    except (KeyError, TypeError):
+        raise FormatError(f"record: {path} is not the record of a registration; name the {RECORD} that regkit register wrote") from None
+    return record
+
+
+def _find(stated: Any, name: str, record: Path) -> Path:
+    """An input where the record says it is; a relative path is looked for here, then beside the record."""
+    if not stated:
+        raise FormatError(f"{name}: {record} names no file, as the scan was given in memory; make the page in Python, with "
+                          "regkit.report.page.pair_page")
+    places = [Path(stated).expanduser()]
+    if not places[0].is_absolute():
+        places.append(record.resolve().parent / places[0])
+    for place in places:
+        if place.exists():
+            return place
+    looked = " and ".join(str(place.absolute()) for place in places)
+    raise FormatError(f"{name}: {stated}, as {record} names it, is not there (looked for {looked}); bring it back, run the command "
+                      "from the folder of the registration, or register again")
