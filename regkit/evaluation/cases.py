@@ -119,6 +119,9 @@ def _learn2reg(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
                     name = name if suffix is None else name.removesuffix(".nii.gz") + suffix
                     if folder in name and (path.parent / name).exists() and f"{side}_{kind}" not in row:
                         row[f"{side}_{kind}"] = name
+        for kind, *_ in _BESIDE[:2]:  # what only one scan has measures nothing
+            if (f"fixed_{kind}" in row) != (f"moving_{kind}" in row):
+                row = {k: v for k, v in row.items() if not k.endswith(f"_{kind}")}
         stems = [Path(row[k]).name.removesuffix(".nii.gz") for k in ("fixed", "moving")]
         rows.append({"id": "--".join(stems), "group": str(content.get("name", "all")), "points_space": "index", **row})
     return rows

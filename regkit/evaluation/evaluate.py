@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -49,20 +51,26 @@ def evaluate(cases: str | Path | Iterable[Mapping[str, Any] | Case], methods: Ma
         raise OptionError(f"baseline: {baseline!r} is none of the methods {', '.join(tools)}")
     if not tolerance >= 0:
         raise OptionError(f"tolerance: {tolerance}; expected 0 or more mm")
-    keep = tempfile.TemporaryDirectory(prefix="regkit-") if output is None else None
-    folder = Path(keep.name if keep is not None else str(output)).expanduser()
     about = {"title": title, "regkit": version("regkit"), "created": datetime.now(UTC).isoformat(timespec="seconds"),
              "methods": list(tools), "baseline": baseline, "tolerance_mm": tolerance, "keys": [case.key for case in listed]}
-    _claim(folder, overwrite)
-    write_json(folder / MARK, about)
     count = max(1, (os.cpu_count() or 2) // 2) if jobs is None else jobs
     if count < 1:
         raise OptionError(f"jobs: {jobs}; expected 1 or more")
-    everything = [Job(case, tools, folder, tolerance, distances, pictures, max(1, (os.cpu_count() or 1) // count)) for case in listed]
-    _score(everything, count, progress)
-    _capture(listed, tools, folder, count)
-    found = gather(folder, about["keys"], about, keep)
-    found.write(folder)
+    folder = Path(tempfile.mkdtemp(prefix="regkit-") if output is None else output).expanduser()
+    try:
+        _claim(folder, overwrite)
+        write_json(folder / MARK, about)
+        everything = [Job(case, tools, folder, tolerance, distances, pictures, max(1, (os.cpu_count() or 1) // count)) for case in listed]
+        _score(everything, count, progress)
+        _capture(listed, tools, folder, count)
+        found = gather(folder, about["keys"], about)
+        found.write(folder)
+    except BaseException:
+        if output is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if output is None:
+        weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
     return found
 
 

@@ -76,7 +76,7 @@ def align_case(case: Case, settings: Settings, folder: Path) -> None:
 
     place = folder / case.key
     scans = {name: getattr(case, name) for name in ("fixed", "moving", "fixed_mask", "moving_mask") if getattr(case, name)}
-    asked = {"settings": settings.as_dict(), "inputs": {name: sha256(path) for name, path in scans.items()}}
+    asked = {"settings": replace(settings, threads=None).as_dict(), "inputs": {name: sha256(path) for name, path in scans.items()}}
     done = _read(place / "run.json")
     if {k: done.get(k) for k in asked} != asked:
         _reset_peak()

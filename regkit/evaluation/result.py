@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from regkit.errors import FormatError
-from regkit.evaluation.statistics import MEASURES, DataFrame, capture, ranks, success, table, tests
+from regkit.evaluation.statistics import MEASURES, DataFrame, capture, compare, ranks, success, table
 from regkit.io import output_file
 
 FIRST = ("id", "group", "method", "status", "dice_before", "dice", "hd95_before_mm", "hd95_mm", "tre_before_mm", "tre_mm")
@@ -26,7 +26,6 @@ class Evaluation:
     points: DataFrame
     about: dict[str, Any]
     folder: Path = field(repr=False)
-    keep: Any = field(default=None, repr=False)
 
     @property
     def methods(self) -> list[str]:
@@ -47,7 +46,7 @@ class Evaluation:
         """The content of `summary.json`: the tables of statistics."""
         return {**self.about, "cases": int(self.cases["id"].nunique()), "failed": _rows(self.failed), "measures": MEASURES,
                 "table": table(self.cases, self.methods), "success": success(self.cases, self.methods),
-                "tests": tests(self.cases, self.methods, self.about["baseline"]), "ranks": ranks(self.cases, self.methods),
+                "tests": compare(self.cases, self.methods, self.about["baseline"]), "ranks": ranks(self.cases, self.methods),
                 "capture": capture(self.cases, self.methods)}
 
     def write(self, folder: Path) -> None:
@@ -92,7 +91,7 @@ class Evaluation:
                              f"{number(row['low'])} to {number(row['high'])} | {number(row['median'])} | {number(row['worst30'])} | "
                              f"{row['undefined'] or ''} |")
             parts.append("")
-        compared = tests(self.cases, self.methods, self.about["baseline"])
+        compared = compare(self.cases, self.methods, self.about["baseline"])
         if compared:
             parts.append("## Methods compared\n\nPaired Wilcoxon tests, Holm's correction within a measure; the difference is the median "
                          "of method less against.\n\n| measure | method | against | n | difference | p | p (Holm) |\n" + "|---" * 7 + "|")
@@ -135,7 +134,7 @@ def _rows(frame: DataFrame) -> list[dict[str, Any]]:
     return [plain(row) for row in frame.to_dict("records")]
 
 
-def gather(folder: Path, keys: list[str], about: dict[str, Any], keep: Any = None) -> Evaluation:
+def gather(folder: Path, keys: list[str], about: dict[str, Any]) -> Evaluation:
     """The evaluation whose cases' scores lie in a folder, in the order of their file names `keys`."""
     import pandas
 
@@ -159,7 +158,7 @@ def gather(folder: Path, keys: list[str], about: dict[str, Any], keep: Any = Non
     cases = cases[order + [name for name in cases if name not in order]]
     labels = pandas.DataFrame(parts["labels"], columns=None if parts["labels"] else ["id", "method", "label", "dice_before", "dice"])
     points = pandas.DataFrame(parts["points"], columns=None if parts["points"] else ["id", "method", "point", "tre_before_mm", "tre_mm"])
-    return Evaluation(cases, labels, points, about, folder, keep)
+    return Evaluation(cases, labels, points, about, folder)
 
 
 def _asked(cases: DataFrame, measure: str) -> Any:

@@ -206,5 +206,5 @@ def identity(ndim: int) -> Outcome:
 
 def case_folder(folder: str | Path, case: Case) -> Path:
     """Where a method's files of a case lie: a folder named like the id (or what of it a file name can hold)."""
-    direct = Path(folder) / case.id
-    return direct if direct.is_dir() else Path(folder) / case.key
+    plain = case.id not in (".", "..") and Path(case.id).name == case.id
+    return Path(folder) / case.id if plain and (Path(folder) / case.id).is_dir() else Path(folder) / case.key

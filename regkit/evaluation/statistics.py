@@ -87,7 +87,7 @@ def success(cases: DataFrame, methods: Sequence[str], thresholds: Mapping[str, S
     return rows
 
 
-def tests(cases: DataFrame, methods: Sequence[str], baseline: str | None = None) -> list[dict[str, Any]]:
+def compare(cases: DataFrame, methods: Sequence[str], baseline: str | None = None) -> list[dict[str, Any]]:
     """Paired Wilcoxon signed-rank tests (1945) over the cases that both methods have, of each method with the baseline, or of all
     pairs; Holm's correction (1979) within a measure. difference: median of method less against."""
     from scipy.stats import wilcoxon
