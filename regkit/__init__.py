@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from regkit.errors import FormatError, GeometryError, OptionError, OutputError, OverlapError, RegkitError
+    from regkit.evaluation import Evaluation, evaluate
     from regkit.image import Image
     from regkit.io import Points, read_image, read_points, read_transform, write_image, write_points, write_transform
     from regkit.registration.align import align
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Evaluation",
     "FormatError",
     "GeometryError",
     "Grid",
@@ -41,6 +43,7 @@ __all__ = [
     "SpatialTransformer",
     "align",
     "apply",
+    "evaluate",
     "read_image",
     "read_points",
     "read_transform",
@@ -52,6 +55,7 @@ __all__ = [
 _HOME = {
     "align": "regkit.registration.align",
     "apply": "regkit.registration.apply",
+    **dict.fromkeys(("Evaluation", "evaluate"), "regkit.evaluation"),
     "Registration": "regkit.registration.result",
     "Settings": "regkit.registration.settings",
     "SpatialTransformer": "regkit.stn",

@@ -67,6 +67,7 @@ def scans(tmp_path_factory) -> Path:
     save("bold.nii.gz", np.stack([head, 0.9 * head, 0.8 * head], -1), there)
     regions = ((head > 40) + (head > 90)).astype(np.uint8)
     save("labels.nii.gz", regions, there)
+    save("fixed_labels.nii.gz", regions, here)
     save("ct_labels.nii.gz", regions, there)
     for name in ("fixed", "moving"):
         save(f"{name}_mask.nii.gz", np.ones(head.shape, np.uint8), here if name == "fixed" else there)
@@ -77,6 +78,9 @@ def scans(tmp_path_factory) -> Path:
         for name in names:
             (folder / f"{name}.csv").write_text("\n".join(["x,y,z,name", *rows]) + "\n")
     (folder / "points.fcsv").write_text("# CoordinateSystem = LPS\n# columns = id,x,y,z,label\n1,5,-10,0,a\n2,-8,4,6,b\n")
+    (folder / "pairs.csv").write_text(
+        "id,group,fixed,moving,fixed_labels,moving_labels,fixed_points,moving_points\nanna,head,fixed.nii.gz,moving.nii.gz,"
+        "fixed_labels.nii.gz,labels.nii.gz,fixed_points.csv,moving_points.csv\n")
     plane = np.clip(head[:, :, SIZE // 2], 0, 255).astype(np.uint8)
     Picture.fromarray(plane).save(folder / "fixed.png")
     Picture.fromarray(np.roll(plane, 2, 0)).save(folder / "moving.png")

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 COLUMNS = ["id", "group", "fixed", "moving", "fixed_labels", "moving_labels", "fixed_points", "moving_points", "fixed_mask",
-           "moving_mask", "ndim"]
+           "moving_mask", "points_space", "ndim"]
 
 
 def _rows() -> list[dict[str, str]]:
@@ -27,7 +27,8 @@ def test_rows_follow_the_schema():
     for row in rows:
         assert row["id"] and row["fixed"] and row["moving"]
         assert row["ndim"] in ("", "2", "3")
-        for column in COLUMNS[2:-1]:
+        assert row["points_space"] in ("", "ras", "lps", "index")
+        for column in COLUMNS[2:-2]:
             path = PurePosixPath(row[column])
             assert not path.is_absolute() and ".." not in path.parts and "\\" not in row[column]
         for kind in ("labels", "points"):  # a truth on one side only can measure nothing

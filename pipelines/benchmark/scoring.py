@@ -43,23 +43,20 @@ def _labels(path: str) -> Any:
 def dice(pair: Pair, matrix: np.ndarray) -> float | None:
     """Mean Dice over the labels that the fixed map holds; the moving map is carried by nearest neighbour."""
     import regkit
+    import regkit.evaluation
 
     if not (pair.get("fixed_labels") and pair.get("moving_labels")):
         return None
     like = _labels(pair["fixed_labels"])
     moved = regkit.apply(_labels(pair["moving_labels"]), [regkit.Matrix(matrix)], like=like, interpolation="nearest")
-    fixed, moved = (image.data.numpy().ravel().clip(0) for image in (like, moved))
-    top = int(max(fixed.max(), moved.max())) + 1
-    here, there = np.bincount(fixed, minlength=top), np.bincount(moved, minlength=top)
-    both = np.bincount(fixed[fixed == moved], minlength=top)
-    present = np.flatnonzero(here)
-    present = present[present > 0]
-    return float(np.mean(2 * both[present] / (here[present] + there[present]))) if len(present) else None
+    found = regkit.evaluation.dice(like.data[0, 0], moved.data[0, 0])
+    return float(np.mean(list(found.values()))) if found else None
 
 
 def tre(pair: Pair, matrix: np.ndarray) -> float | None:
     """Mean distance between the moving points and where the map takes the fixed ones: mm, on a moving picture pixels."""
     import regkit
+    import regkit.evaluation
 
     if not (pair.get("fixed_points") and pair.get("moving_points")):
         return None
@@ -69,7 +66,7 @@ def tre(pair: Pair, matrix: np.ndarray) -> float | None:
     mapped = regkit.Matrix(matrix)(here[None])[0]
     if moving.pixels:
         mapped, there = (moving.grid.to_index(p[None])[0] for p in (mapped, there))
-    return float((mapped - there).norm(dim=1).mean())
+    return float(regkit.evaluation.tre(there, mapped).mean())
 
 
 def score(pair: Pair, matrix: list[list[float]] | np.ndarray | None = None) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ The measures take arrays or tensors and know nothing of files: `dice`, `jaccard`
 
 from __future__ import annotations
 
+from regkit.evaluation.cases import Case, read_cases
 from regkit.evaluation.evaluate import evaluate, load
 from regkit.evaluation.landmarks import relative, summary, tre
 from regkit.evaluation.overlap import dice, jaccard
@@ -13,6 +14,6 @@ from regkit.evaluation.result import Evaluation
 from regkit.evaluation.surface import Surface, hd95, surfaces
 
 __all__ = [
-    "Evaluation", "Surface", "dice", "evaluate", "hd95", "inconsistency", "jaccard", "load", "regularity", "relative", "summary",
-    "surfaces", "tre",
+    "Case", "Evaluation", "Surface", "dice", "evaluate", "hd95", "inconsistency", "jaccard", "load", "read_cases", "regularity",
+    "relative", "summary", "surfaces", "tre",
 ]

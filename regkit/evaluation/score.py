@@ -101,7 +101,8 @@ def measure(truth: Truth, outcome: Outcome, *, tolerance: float, distances: bool
             out["points"] = landmarks.tre(there, mapped)
     if outcome.transform is not None:
         found = regularity(outcome.transform, truth.fixed.grid)
-        out |= {"folds_percent": found.folds, "sdlogj": found.sdlogj}
+        if not (isinstance(outcome.transform, Matrix) and outcome.transform.affine and found.folds == 0):  # 0 for every affine map
+            out |= {"folds_percent": found.folds, "sdlogj": found.sdlogj}
         if outcome.back is not None:
             out["inverse_mm"] = inconsistency(outcome.transform, outcome.back, truth.fixed.grid)
     return out

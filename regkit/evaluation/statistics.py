@@ -50,10 +50,10 @@ def worst30(values: np.ndarray, better: str) -> float:
 
 
 def table(cases: DataFrame, methods: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a group (and all), method and measure."""
+    """One row for all cases, and where there are several groups for each of them, per method and measure."""
     groups = list(dict.fromkeys(cases["group"]))
     rows = []
-    for group in (["all"] if len(groups) != 1 or groups == ["all"] else []) + [g for g in groups if g != "all"]:
+    for group in ["all", *(g for g in groups if g != "all" and len(groups) > 1)]:
         part = cases if group == "all" else cases[cases["group"] == group]
         for method in methods:
             own = part[part["method"] == method]

@@ -49,8 +49,8 @@ def test_align_writes_tables_and_page_and_goes_on(table, tmp_path, capsys):
 
 def test_another_tool_beside_and_the_exit_code_of_a_failure(table, tmp_path, capsys):
     (tmp_path / "ants").mkdir()
-    assert run(["evaluate", str(table), "--align", "--method", f"ants={tmp_path / 'ants'}", "--baseline", "regkit", "-o", str(tmp_path / "out"),
-                "--no-html", "--no-distances"]) == 3
+    assert run(["evaluate", str(table), "--align", "--method", f"ants={tmp_path / 'ants'}", "--baseline", "regkit",
+                "-o", str(tmp_path / "out"), "--no-html", "--no-distances"]) == 3
     said = capsys.readouterr()
     assert "disks (ants) failed: no result" in said.err and not (tmp_path / "out" / "report.html").exists()
     assert "| ants | Dice | 1 |" in (tmp_path / "out" / "summary.md").read_text()

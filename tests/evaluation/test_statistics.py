@@ -11,8 +11,8 @@ from regkit.evaluation.statistics import capture, compare, holm, interval, ranks
 def _cases(**columns):
     rows = []
     for method, values in columns.items():
-        rows += [{"id": f"c{k}", "group": "a" if k < 3 else "b", "method": method, "status": "ok", "undefined": 0, "dice": v, "dice_before": 0.1}
-                 for k, v in enumerate(values)]
+        rows += [{"id": f"c{k}", "group": "a" if k < 3 else "b", "method": method, "status": "ok", "undefined": 0, "dice": v,
+                  "dice_before": 0.1} for k, v in enumerate(values)]
     return pandas.DataFrame(rows)
 
 
@@ -74,5 +74,5 @@ def test_ranks_share_ties_and_put_the_best_first():
 
 def test_capture_by_angle():
     cases = _cases(x=[0.5, 0.6, 0.7, 0.8]).assign(angle=[20.0, 20.0, 90.0, None], captured=[True, False, True, None])
-    assert capture(cases, ["x"]) == [{"method": "x", "angle": 20.0, "captured": 1, "cases": 2}, {"method": "x", "angle": 90.0, "captured": 1, "cases": 1}]
+    assert capture(cases, ["x"]) == [{"method": "x", "angle": angle, "captured": 1, "cases": n} for angle, n in ((20.0, 2), (90.0, 1))]
     assert capture(_cases(x=[0.5]), ["x"]) == []
