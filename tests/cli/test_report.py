@@ -51,6 +51,18 @@ def test_register_writes_the_page_and_says_where(registered, tmp_path, monkeypat
     assert "carried" not in json.loads((tmp_path / "o" / "registration.json").read_text())
 
 
+def test_points_of_other_names_are_no_pairs(tmp_path):
+    from regkit.cli.report import Shown
+
+    for name, words in (("a", "pq"), ("b", "pq"), ("c", "qp")):
+        (tmp_path / f"{name}.csv").write_text("x,y,z,name\n" + "".join(f"{k},0,0,{word}\n" for k, word in enumerate(words)))
+    a, b, c = (regkit.read_points(tmp_path / f"{name}.csv") for name in "abc")
+    both = Shown.of([], [a], [b])
+    assert both.fixed_points is not None and len(both.fixed_points) == 2
+    assert Shown.of([], [a], [c]).fixed_points is None
+    assert Shown.of([], [a], []).fixed_points is None
+
+
 @pytest.mark.parametrize("name", ["out", "out/registration.json"])
 def test_the_page_is_made_again_as_it_was(place, name, capsys):
     earlier = (place / "out" / "report.html").read_text()
