@@ -190,7 +190,7 @@ def _options(verb: str) -> set[str]:
     return options
 
 
-@pytest.mark.parametrize("verb", ["register", "apply"])
+@pytest.mark.parametrize("verb", ["register", "apply", "report"])
 def test_every_option_is_explained(verb, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = (ROOT / "docs" / f"{verb}.md").read_text(encoding="utf-8")
@@ -199,7 +199,7 @@ def test_every_option_is_explained(verb, monkeypatch):
 
 
 def test_options_that_are_explained_exist():
-    known = _options("register") | _options("apply") | {"--help", "--version", "--extra-index-url"}
+    known = _options("register") | _options("apply") | _options("report") | {"--help", "--version", "--extra-index-url"}
     for page in PAGES:
         for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"))):
             assert option in known, f"{_name(page)} speaks of {option}, which no verb has"

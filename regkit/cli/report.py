@@ -60,12 +60,18 @@ class Shown:
 
     @staticmethod
     def of(labels: Sequence[Image], fixed: Sequence[Points], moving: Sequence[Points]) -> Shown:
-        """The first label map; of the files with points those that have as many as the other side's file of the same turn."""
+        """The first label map; of the files with points those whose rows go with the rows of the other side's."""
         import torch
 
-        both = [(f.world, m.world) for f, m in zip(fixed, moving, strict=False) if f.world.shape == m.world.shape]
+        both = [(f.world, m.world) for f, m in zip(fixed, moving, strict=False) if f.world.shape == m.world.shape and _names(f, m)]
         here, there = (torch.cat([pair[side] for pair in both]) if both else None for side in (0, 1))
         return Shown(labels[0] if labels else None, here, there)
+
+
+def _names(*points: Points) -> bool:
+    """Whether row i of all tables has one name, as far as they have names."""
+    named = [[row[p.columns.index("name")] for row in p.rows] for p in points if "name" in p.columns]
+    return all(names == named[0] for names in named)
 
 
 def page(record: dict[str, Any], fixed: Image, moving: Image, transform: Transform, shown: Shown) -> str:

@@ -1,4 +1,16 @@
-"""An evaluation put in the order in which a page tells it: the worst first, numbers under their names."""
+"""An evaluation put in the order in which a page tells it: the worst first, numbers under their names.
+
+An evaluation is plain data, any value of which may be None and any list empty or absent:
+
+- title, regkit (version), created, command; methods, baseline, groups: names in the order of the page
+- measures: {column: {name, unit, better: high or low}}, the columns of cases, such as `dice` or `tre_mm`
+- table: {group (or `all`), method, measure, n, mean, sd, median, worst30, low, high, before, undefined}
+- tests: {measure, method, against, n, difference, p, p_holm}; ranks: {method, rank};
+  success: {measure, threshold, method, share, n}; capture: {method, angle, captured, cases}
+- cases: {id, group, method, status (ok or failed), reason, badness (0 best … 1 worst), why, seconds}, each measure's column and
+  its column before (`before_name`)
+- labels: {id, method, label, name, dice_before, dice, hd95_mm}; points: {id, method, point, tre_before_mm, tre_mm}
+"""
 
 from __future__ import annotations
 

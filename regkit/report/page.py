@@ -98,7 +98,7 @@ def _environment() -> Environment:
     made.filters |= {"figure": figure, "bare": lambda value, unit="": figure(value, unit).removesuffix(f" {unit}"), "percent": _percent,
                      "words": _words, "p": _probability}
     made.globals |= {"css": Markup((HERE / "page.css").read_text(encoding="utf-8")),
-                     "js": Markup((HERE / "page.js").read_text(encoding="utf-8")), "arrow": _arrow}
+                     "js": Markup((HERE / "page.js").read_text(encoding="utf-8")), "arrows": _arrows}
     return made
 
 
@@ -123,20 +123,21 @@ def _probability(value: Any) -> str:
     return "–" if not numbers else "< 0.001" if numbers[0] < 0.001 else f"{numbers[0]:.3f}"
 
 
-def _arrow(x1: float, y1: float, x2: float, y2: float, width: float) -> Any:
-    """A landmark's arrow in picture pixels: a dot at its start, a line of true length, a head that never outgrows it."""
+def _arrows(arrows: list[list[float]], unit: float) -> Any:
+    """Landmarks' arrows in picture pixels: dots at their starts, lines of true length, heads that never outgrow them.
+    unit: pixels of the picture that are about one of the screen. All in three paths, as there may be hundreds on a page."""
     from markupsafe import Markup
 
-    length, unit = float(np.hypot(x2 - x1, y2 - y1)), width / 320
-    dot = f'<circle cx="{x1:g}" cy="{y1:g}" r="{2.2 * unit:.1f}"/>'
-    if length < 0.5:
-        return Markup(dot)
-    head = min(6 * unit, 0.6 * length)
-    ux, uy = (x2 - x1) / length * head, (y2 - y1) / length * head
-    barbs = [(x2 - ux - side * uy / 2, y2 - uy + side * ux / 2) for side in (1, -1)]
-    (ax, ay), (bx, by) = barbs
-    line = f"M{x1:g} {y1:g}L{x2:g} {y2:g}M{ax:.1f} {ay:.1f}L{x2:g} {y2:g}L{bx:.1f} {by:.1f}"
-    return Markup(f'<path class="halo" d="{line}"/><path d="{line}"/>{dot}')
+    dots, lines = [], []
+    for x1, y1, x2, y2 in arrows:
+        dots.append(f"M{x1:g} {y1:g}h0")  # no length and round ends: a dot
+        length = float(np.hypot(x2 - x1, y2 - y1))
+        if length >= 0.5:
+            head = min(6 * unit, 0.6 * length) / length
+            ux, uy = (x2 - x1) * head, (y2 - y1) * head
+            lines.append(f"M{x1:g} {y1:g}L{x2:g} {y2:g}m{-ux - uy / 2:.1f} {ux / 2 - uy:.1f}L{x2:g} {y2:g}"
+                         f"l{uy / 2 - ux:.1f} {-uy - ux / 2:.1f}")
+    return Markup(f'<path class="halo" d="{"".join(lines)}"/><path d="{"".join(lines)}"/><path class="dots" d="{"".join(dots)}"/>')
 
 
 def _file(record: Mapping[str, Any], name: str) -> str:

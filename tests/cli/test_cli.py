@@ -16,6 +16,7 @@ FLAGS = ["--output", "-o", "--model", "--similarity", "--start", "--fixed-mask",
          "--device", "--overwrite", "--quiet", "--json"]
 APPLY_FLAGS = ["--transform", "-t", "--inverse", "--like", "--output", "-o", "--interpolation", "--fill", "--points-space",
                "--volume", "--overwrite", "--quiet"]
+REPORT_FLAGS = ["--output", "-o", "--overwrite", "--quiet"]
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,8 @@ def wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")  # help text without line breaks inside words
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["register", "--help"], ["apply", "--help"], ["demo", "--help"],
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["register", "--help"], ["apply", "--help"], ["report", "--help"],
+                                  ["demo", "--help"],
                                   ["register", "a.nii", "b.nii", "-o", "out", "--modle", "rigid"]])
 def test_help_and_mistakes_load_no_torch(argv):
     heavy = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "PIL", "monai", "matplotlib")
@@ -45,12 +47,13 @@ def test_module_and_script_are_the_same_door():
 def test_help_names_the_verbs(capsys):
     assert run(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(verb in text for verb in ("register", "apply", "demo"))
+    assert all(verb in text for verb in ("register", "apply", "report", "demo"))
     assert run([]) == 0
     assert capsys.readouterr().out == text
 
 
-@pytest.mark.parametrize(("verb", "flags"), [("register", FLAGS), ("apply", APPLY_FLAGS), ("demo", ["--output", "-o"])])
+@pytest.mark.parametrize(("verb", "flags"), [("register", FLAGS), ("apply", APPLY_FLAGS), ("report", REPORT_FLAGS),
+                                             ("demo", ["--output", "-o"])])
 def test_help_has_every_flag(verb, flags, capsys):
     assert run([verb, "--help"]) == 0
     words = capsys.readouterr().out.replace("│", " ").split()
@@ -93,6 +96,8 @@ MISTAKES = [
     (["apply", "a.nii", "-t", "t.tfm"], "--output is missing"),
     (["apply", "a.nii", "-t", "t.tfm", "-o", "b.nii"], "like: missing"),
     (["apply", "a.nii", "-t", "t.tfm", "-o", "b.csv", "--like", "f.nii"], "does not fit a.nii, which is an image"),
+    (["report"], "DIR is missing"),
+    (["report", "a", "-o", "b.html"], "registration.json"),
     (["apply", "a.csv", "-t", "t.tfm", "-o", "b.nii"], "does not fit a.csv, which is points"),
     (["apply", "a.csv", "-t", "t.tfm", "-o", "b.csv", "--points-space", "index"], "--points-on"),
     (["apply", "a.nii", "-t", "t.tfm", "-o", "b.nii", "--like", "f.nii", "--interpolation", "votes"], "nearest: vote"),

@@ -63,9 +63,10 @@ _EVALUATION = {
     "capture": [{"method": method, "angle": angle, "captured": 9 - angle // 20 - turn, "cases": 10}
                 for turn, method in enumerate(("regkit", "other")) for angle in (0, 30, 60, 90)],
     "cases": _CASES,
-    "labels": [{"id": f"c{k}", "method": "regkit", "label": n, "name": ("cord", "lobe")[n], "dice_before": 0.1, "dice": 0.5 + n / 10 + k / 100,
+    "labels": [{"id": f"c{k}", "method": "regkit", "label": n, "name": ("cord", "lobe")[n], "dice_before": 0.1, "dice": 0.5 + n / 10,
                 "hd95_mm": None} for k in range(3) for n in range(2)],
-    "points": [{"id": f"c{k}", "method": "regkit", "point": f"p{n}", "tre_before_mm": 9.0 + n, "tre_mm": 2.0 + n} for k in range(3) for n in range(4)],
+    "points": [{"id": f"c{k}", "method": "regkit", "point": f"p{n}", "tre_before_mm": 9.0 + n, "tre_mm": 2.0 + n}
+               for k in range(3) for n in range(4)],
 }
 
 

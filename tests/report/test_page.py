@@ -37,7 +37,7 @@ class Read(HTMLParser):
             self.words.append(data)
 
     def all(self, tag: str, kind: str = "") -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.elements if name == tag and kind in (attrs.get("class") or "").split() + [""]]
+        return [attrs for name, attrs in self.elements if name == tag and kind in ["", *(attrs.get("class") or "").split()]]
 
     @property
     def text(self) -> str:
