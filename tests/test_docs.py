@@ -81,6 +81,9 @@ def scans(tmp_path_factory) -> Path:
     (folder / "pairs.csv").write_text(
         "id,group,fixed,moving,fixed_labels,moving_labels,fixed_points,moving_points\nanna,head,fixed.nii.gz,moving.nii.gz,"
         "fixed_labels.nii.gz,labels.nii.gz,fixed_points.csv,moving_points.csv\n")
+    (folder / "runs" / "ants" / "anna").mkdir(parents=True)
+    sitk.WriteTransform(sitk.AffineTransform(np.array([c, s, 0, -s, c, 0, 0, 0, 1.0]), (-6.0, 4.0, 3.0)),
+                        str(folder / "runs" / "ants" / "anna" / "transform.mat"))
     plane = np.clip(head[:, :, SIZE // 2], 0, 255).astype(np.uint8)
     Picture.fromarray(plane).save(folder / "fixed.png")
     Picture.fromarray(np.roll(plane, 2, 0)).save(folder / "moving.png")
@@ -190,16 +193,17 @@ def _options(verb: str) -> set[str]:
     return options
 
 
-@pytest.mark.parametrize("verb", ["register", "apply", "report"])
+@pytest.mark.parametrize("verb", ["register", "apply", "evaluate", "report"])
 def test_every_option_is_explained(verb, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = (ROOT / "docs" / f"{verb}.md").read_text(encoding="utf-8")
-    for option in _options(verb):
+    shared = _options("register") - {"--output", "-o", "--overwrite", "--quiet"} if verb == "evaluate" else set()
+    for option in _options(verb) - shared:  # what goes on to the registration is explained there
         assert re.search(rf"`{option}[` ]", text), f"docs/{verb}.md does not explain {option}"
 
 
 def test_options_that_are_explained_exist():
-    known = _options("register") | _options("apply") | _options("report") | {"--help", "--version", "--extra-index-url"}
+    known = set().union(*map(_options, ("register", "apply", "evaluate", "report"))) | {"--help", "--version", "--extra-index-url"}
     for page in PAGES:
         for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"))):
             assert option in known, f"{_name(page)} speaks of {option}, which no verb has"
