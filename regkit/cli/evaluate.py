@@ -28,7 +28,8 @@ def evaluate(
     settings: Annotated[Settings, Parameter(name="*")] = Settings(),
     tolerance: Annotated[float, Parameter(help="Of surface Dice, mm.")] = 1.0,
     distances: Annotated[bool, Parameter(negative="--no-distances", help="Measure surface distances, too.")] = True,
-    jobs: Annotated[int | None, Parameter(name=["--jobs", "-j"], help="Processes; by default half as many as there are CPUs.")] = None,
+    jobs: Annotated[int | None, Parameter(
+        name=["--jobs", "-j"], help="Processes; by default one a CPU, if each has 3 GB of memory.")] = None,
     html: Annotated[bool, Parameter(negative="--no-html", help="Write report.html.")] = True,
     overwrite: Annotated[bool, Parameter(help="Measure everything anew; alignments of the same scans and settings are kept.")] = False,
     quiet: Annotated[bool, Parameter(help="Say nothing but errors.")] = False,
@@ -57,7 +58,7 @@ def evaluate(
     if html:
         found.report(output / "report.html", overwrite=True)
     for row in found.record()["table"]:
-        if row["group"] == "all" and row["measure"] in ("dice", "hd95_mm", "tre_mm"):
+        if row["group"] == "all" and row["measure"] in ("dice", "hd95_mm", "tre_mm", "tre_px"):
             before = "" if row["before"] is None else f", before {number(row['before'])}"
             spread = f"({number(row['low'])} to {number(row['high'])})"
             console.say(f"{row['method']:12} {row['measure']:8} {number(row['mean'])} {spread}{before}; {row['n']} cases")

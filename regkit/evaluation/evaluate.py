@@ -40,7 +40,8 @@ def evaluate(cases: str | Path | Iterable[Mapping[str, Any] | Case], methods: Ma
     output: the folder for scores, alignments and pictures; what is there already is not done again. By default a temporary one.
     baseline: the method that others are tested against; by default all pairs are. tolerance: of surface Dice, mm.
     distances: whether to measure surface distances (HD95, ASD, surface Dice). pictures: whether to prepare the report's.
-    jobs: processes; by default half as many as there are CPUs. progress: called with (done, of how many, id).
+    jobs: processes; by default as many as there are CPUs, and one for each 3 GB of memory at most.
+    progress: called with (done, of how many, id).
 
     A case that fails is reported with its reason, counts as the worst, and the rest goes on.
 
@@ -53,7 +54,7 @@ def evaluate(cases: str | Path | Iterable[Mapping[str, Any] | Case], methods: Ma
         raise OptionError(f"tolerance: {tolerance}; expected 0 or more mm")
     about = {"title": title, "regkit": version("regkit"), "created": datetime.now(UTC).isoformat(timespec="seconds"),
              "methods": list(tools), "baseline": baseline, "tolerance_mm": tolerance, "keys": [case.key for case in listed]}
-    count = max(1, (os.cpu_count() or 2) // 2) if jobs is None else jobs
+    count = _processes() if jobs is None else jobs
     if count < 1:
         raise OptionError(f"jobs: {jobs}; expected 1 or more")
     folder = Path(tempfile.mkdtemp(prefix="regkit-") if output is None else output).expanduser()
@@ -86,6 +87,16 @@ def load(folder: str | Path) -> Evaluation:
     if not done:
         raise OptionError(f"folder: {folder} holds an evaluation with no case finished; run regkit evaluate again, it goes on")
     return gather(path.parent, done, about)
+
+
+def _processes() -> int:
+    """One for each CPU, as long as each has 3 GB, twice what a 1 mm head needs: whole cases side by side take less time than the
+    threads of one."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows
+        memory = 8e9
+    return max(1, min(os.cpu_count() or 1, int(memory / 3e9)))
 
 
 def _methods(given: Mapping[str, Method | str]) -> dict[str, Method]:

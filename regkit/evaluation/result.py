@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from regkit.errors import FormatError
-from regkit.evaluation.statistics import MEASURES, DataFrame, capture, compare, ranks, success, table
+from regkit.evaluation.statistics import MEASURES, DataFrame, by_unit, capture, compare, ranks, success, table
 from regkit.io import output_file
 
 FIRST = ("id", "group", "method", "status", "dice_before", "dice", "hd95_before_mm", "hd95_mm", "tre_before_mm", "tre_mm")
@@ -35,7 +35,7 @@ class Evaluation:
     def summary(self) -> DataFrame:
         import pandas
 
-        return pandas.DataFrame(table(self.cases, self.methods))
+        return pandas.DataFrame(table(by_unit(self.cases), self.methods))
 
     @property
     def failed(self) -> DataFrame:
@@ -44,10 +44,11 @@ class Evaluation:
 
     def record(self) -> dict[str, Any]:
         """The content of `summary.json`: the tables of statistics."""
-        return {**self.about, "cases": int(self.cases["id"].nunique()), "failed": _rows(self.failed), "measures": MEASURES,
-                "table": table(self.cases, self.methods), "success": success(self.cases, self.methods),
-                "tests": compare(self.cases, self.methods, self.about["baseline"]), "ranks": ranks(self.cases, self.methods),
-                "capture": capture(self.cases, self.methods)}
+        cases = by_unit(self.cases)
+        return {**self.about, "cases": int(cases["id"].nunique()), "failed": _rows(self.failed), "measures": MEASURES,
+                "table": table(cases, self.methods), "success": success(cases, self.methods),
+                "tests": compare(cases, self.methods, self.about["baseline"]), "ranks": ranks(cases, self.methods),
+                "capture": capture(cases, self.methods)}
 
     def write(self, folder: Path) -> None:
         """cases.csv, labels.csv, points.csv, summary.json and summary.md, each whole or not at all."""
@@ -64,7 +65,7 @@ class Evaluation:
         """Write the page with tables, plots and pictures of all cases, one HTML file without a need of the network."""
         from regkit.report.page import cohort_page
 
-        record = {**self.record(), "cases": _rows(self.cases), "labels": _rows(self.labels), "points": _rows(self.points),
+        record = {**self.record(), "cases": _rows(by_unit(self.cases)), "labels": _rows(self.labels), "points": _rows(self.points),
                   "groups": list(dict.fromkeys(self.cases["group"]))}
         views = {}
         for file in sorted((self.folder / "views").glob("*.json")):
@@ -76,7 +77,8 @@ class Evaluation:
 
     def markdown(self) -> str:
         """The summary as Markdown tables."""
-        rows = table(self.cases, self.methods)
+        cases = by_unit(self.cases)
+        rows = table(cases, self.methods)
         parts = [f"# {self.about['title']}\n",
                  f"{self.cases['id'].nunique()} cases, {len(self.failed)} failed. regkit {self.about['regkit']}.\n"]
         for group in dict.fromkeys(row["group"] for row in rows):
@@ -91,13 +93,13 @@ class Evaluation:
                              f"{number(row['low'])} to {number(row['high'])} | {number(row['median'])} | {number(row['worst30'])} | "
                              f"{row['undefined'] or ''} |")
             parts.append("")
-        compared = compare(self.cases, self.methods, self.about["baseline"])
+        compared = compare(cases, self.methods, self.about["baseline"])
         if compared:
             parts.append("## Methods compared\n\nPaired Wilcoxon tests, Holm's correction within a measure; the difference is the median "
                          "of method less against.\n\n| measure | method | against | n | difference | p | p (Holm) |\n" + "|---" * 7 + "|")
             parts += [f"| {MEASURES[r['measure']]['name']} | {r['method']} | {r['against']} | {r['n']} | {number(r['difference'])} | "
                       f"{r['p']:.2g} | {r['p_holm']:.2g} |" for r in compared]
-            parts.append("\nMean ranks: " + ", ".join(f"{r['method']} {r['rank']:.2f}" for r in ranks(self.cases, self.methods)) + "\n")
+            parts.append("\nMean ranks: " + ", ".join(f"{r['method']} {r['rank']:.2f}" for r in ranks(cases, self.methods)) + "\n")
         if len(self.failed):
             parts.append("## Failed\n")
             parts += [f"- {row.id} ({row.method}): {row.reason}" for row in self.failed.itertuples()]

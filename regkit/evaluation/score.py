@@ -16,6 +16,7 @@ from regkit.evaluation.regularity import inconsistency, regularity
 from regkit.image import Image
 from regkit.io import Points, read_image, read_points
 from regkit.registration.apply import carry_image
+from regkit.report.cohort import before_name
 from regkit.space import Matrix, Transform
 
 Row = dict[str, Any]
@@ -135,7 +136,7 @@ def row_of(case: Case, method: str, truth: Truth, before: Mapping[str, Any], aft
     if before["labels"]:
         for name in LABEL_MEASURES:
             if name in next(iter(before["labels"].values())):
-                row[name.replace("_mm", "_before_mm") if name.endswith("_mm") else f"{name}_before"] = _mean(before["labels"], name)
+                row[before_name(name)] = _mean(before["labels"], name)
                 worst = diagonal if name.endswith("_mm") else 0.0
                 row[name] = worst if after is None else _mean(after["labels"], name)
         row["undefined"] = len(before["labels"]) if after is None else sum(bool(r.get("undefined")) for r in after["labels"].values())
@@ -180,14 +181,16 @@ def judge(row: Row, truth: Truth, after: Mapping[str, Any] | None) -> tuple[floa
     if row.get("dice") is not None:
         parts.append((1 - row["dice"], f"Labels overlap by {row['dice']:.2f} (Dice), {row['dice_before']:.2f} before."))
         if row["dice"] < row["dice_before"] - 0.005:
-            parts.append((0.9, f"Labels overlap less than where the headers put them: {row['dice']:.2f}, before {row['dice_before']:.2f}."))
+            parts.append((_loss(row["dice_before"] - row["dice"], 0.1),
+                          f"Labels overlap less than where the headers put them: {row['dice']:.2f}, before {row['dice_before']:.2f}."))
     if row.get("tre_mm") is not None:
         share = row["rtre"]
         parts.append((min(1.0, share / TOO_FAR),
                       f"Landmarks lie {row['tre_mm']:.3g} {row['unit']} off on average, {100 * share:.1f} % of the scan's diagonal; "
                       f"{row['tre_before_mm']:.3g} before."))
         if row["tre_mm"] > 1.02 * row["tre_before_mm"]:
-            parts.append((0.9, f"Landmarks lie farther off than where the headers put them: {row['tre_mm']:.3g} {row['unit']}, "
+            parts.append((_loss(row["tre_mm"] / max(row["tre_before_mm"], 1e-6) - 1, 0.5),
+                          f"Landmarks lie farther off than where the headers put them: {row['tre_mm']:.3g} {row['unit']}, "
                                f"before {row['tre_before_mm']:.3g}."))
     if (row.get("folds_percent") or 0) > 0:
         parts.append((min(1.0, 0.5 + row["folds_percent"] / 10), f"The map folds at {row['folds_percent']:.2g} % of the voxels."))
@@ -198,6 +201,11 @@ def judge(row: Row, truth: Truth, after: Mapping[str, Any] | None) -> tuple[floa
         worst = min(after["labels"].items(), key=lambda item: item[1]["dice"])
         why += f" Worst is label {worst[0]} ({worst[1]['dice']:.2f})."
     return badness, why
+
+
+def _loss(change: float, whole: float) -> float:
+    """How bad it is to end worse than one began: 0.5 to 0.9."""
+    return 0.5 + 0.4 * min(1.0, change / whole)
 
 
 def identity(ndim: int) -> Outcome:

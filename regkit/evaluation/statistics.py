@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from regkit.report.cohort import before_name
+
 DataFrame = Any  # pandas's own types leave most of it open
 
 MEASURES: dict[str, dict[str, str]] = {
@@ -16,6 +18,7 @@ MEASURES: dict[str, dict[str, str]] = {
     "asd_mm": {"name": "ASD", "unit": "mm", "better": "low"},
     "surface_dice": {"name": "surface Dice", "unit": "", "better": "high"},
     "tre_mm": {"name": "TRE", "unit": "mm", "better": "low"},
+    "tre_px": {"name": "TRE", "unit": "px", "better": "low"},
     "rtre": {"name": "relative TRE", "unit": "", "better": "low"},
     "improved": {"name": "landmarks improved", "unit": "", "better": "high"},
     "folds_percent": {"name": "folds", "unit": "%", "better": "low"},
@@ -24,15 +27,20 @@ MEASURES: dict[str, dict[str, str]] = {
     "seconds": {"name": "time", "unit": "s", "better": "low"},
     "peak_mb": {"name": "memory", "unit": "MB", "better": "low"},
 }
-COMPARED = ("dice", "hd95_mm", "surface_dice", "tre_mm")  # what methods are tested and ranked by
+COMPARED = ("dice", "hd95_mm", "surface_dice", "tre_mm", "tre_px")  # what methods are tested and ranked by
 SUCCESS = {"dice": (0.5, 0.7, 0.8, 0.9), "tre_mm": (1.0, 2.0, 5.0, 10.0)}
 RESAMPLED = 2_000  # bootstrap samples
 ENOUGH_DICE, ENOUGH_TRE, ENOUGH_UNIT = 0.95, 1.5, 1.0  # of the unturned result: what counts as captured
 
 
-def before_of(measure: str) -> str:
-    """The column that holds a measure as the headers have it."""
-    return measure.replace("_mm", "_before_mm") if measure.endswith("_mm") else f"{measure}_before"
+def by_unit(cases: DataFrame) -> DataFrame:
+    """The cases with the errors of pictures, which are pixels, in columns of their own: mm and pixels have no mean."""
+    pixels = cases["unit"] == "px" if "unit" in cases else None
+    if pixels is None or not pixels.any() or "tre_mm" not in cases:
+        return cases
+    names = [name for name in cases if name.startswith("tre_") and name.endswith("_mm")]
+    apart = {name.removesuffix("mm") + "px": cases[name].where(pixels) for name in names}
+    return cases.assign(**{name: cases[name].mask(pixels) for name in names}, **apart)
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -63,7 +71,7 @@ def table(cases: DataFrame, methods: Sequence[str]) -> list[dict[str, Any]]:
                 known = own[own[measure].notna()]
                 values = known[measure].to_numpy(float)
                 low, high = interval(values)
-                start = before_of(measure)
+                start = before_name(measure)
                 rows.append({"group": group, "method": method, "measure": measure, "n": len(values), "mean": float(values.mean()),
                              "sd": float(values.std(ddof=1)) if len(values) > 1 else None, "median": float(np.median(values)),
                              "worst30": worst30(values, about["better"]), "low": low, "high": high,

@@ -29,8 +29,8 @@ MOST_POINTS = 15  # landmarks in one chart
 
 
 def before_name(measure: str) -> str:
-    """The column that holds a measure before registration: dice → dice_before, hd95_mm → hd95_before_mm."""
-    return f"{measure[:-3]}_before_mm" if measure.endswith("_mm") else f"{measure}_before"
+    """The column that holds a measure before registration: dice → dice_before, hd95_mm → hd95_before_mm, tre_px → tre_before_px."""
+    return f"{measure[:-3]}_before{measure[-3:]}" if measure.endswith(("_mm", "_px")) else f"{measure}_before"
 
 
 def ordered(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -160,8 +160,11 @@ def label_chart(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def point_chart(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Median error before → after by landmark, the farthest first."""
+    """Median error before → after by landmark, the farthest first; of scans if there are any, else of pictures, in pixels."""
+    units = {str(case.get("id")): str(case.get("unit") or "mm") for case in evaluation.get("cases") or []}
     rows = evaluation.get("points") or []
+    unit = "px" if rows and all(units.get(str(row.get("id"))) == "px" for row in rows) else "mm"
+    rows = [row for row in rows if units.get(str(row.get("id")), "mm") == unit]  # mm and pixels share no axis
     methods = _methods(evaluation, rows)
     names: dict[str, list[Mapping[str, Any]]] = {}
     group = {str(case.get("id")): str(case.get("group")) for case in evaluation.get("cases") or []}
@@ -181,7 +184,6 @@ def point_chart(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
                 drawn.append({"name": name if first else "", "full": f"{name}, {method}", "tone": tone, "after": float(np.median(after)),
                               "before": float(np.median(before)) if before else None})
                 first = False
-    unit = ((evaluation.get("measures") or {}).get("tre_mm") or {}).get("unit") or "mm"
     chart = steps(drawn, title="Landmark error before and after", unit=unit)
     return {"svg": chart, "left_out": len(far) - len(worst)} if chart else None
 

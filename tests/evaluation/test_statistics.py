@@ -5,7 +5,7 @@ import pandas
 import pytest
 from scipy.stats import wilcoxon
 
-from regkit.evaluation.statistics import capture, compare, holm, interval, ranks, success, table, worst30
+from regkit.evaluation.statistics import by_unit, capture, compare, holm, interval, ranks, success, table, worst30
 
 
 def _cases(**columns):
@@ -76,3 +76,12 @@ def test_capture_by_angle():
     cases = _cases(x=[0.5, 0.6, 0.7, 0.8]).assign(angle=[20.0, 20.0, 90.0, None], captured=[True, False, True, None])
     assert capture(cases, ["x"]) == [{"method": "x", "angle": angle, "captured": 1, "cases": n} for angle, n in ((20.0, 2), (90.0, 1))]
     assert capture(_cases(x=[0.5]), ["x"]) == []
+
+
+def test_millimetres_and_pixels_have_no_mean():
+    cases = pandas.DataFrame([{"id": str(k), "group": "g", "method": "x", "status": "ok", "undefined": 0, "unit": unit, "tre_mm": error,
+                               "tre_before_mm": 9.0} for k, (unit, error) in enumerate([("mm", 1.0), ("mm", 3.0), ("px", 50.0)])])
+    rows = {row["measure"]: row for row in table(by_unit(cases), ["x"])}
+    assert (rows["tre_mm"]["mean"], rows["tre_mm"]["n"], rows["tre_mm"]["before"]) == (2.0, 2, 9.0)
+    assert (rows["tre_px"]["mean"], rows["tre_px"]["n"], rows["tre_px"]["before"]) == (50.0, 1, 9.0)
+    assert by_unit(cases[cases["unit"] == "mm"]).equals(cases[cases["unit"] == "mm"])
