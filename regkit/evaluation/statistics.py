@@ -16,16 +16,16 @@ MEASURES: dict[str, dict[str, str]] = {
     "jaccard": {"name": "Jaccard", "unit": "", "better": "high"},
     "hd95_mm": {"name": "HD95", "unit": "mm", "better": "low"},
     "asd_mm": {"name": "ASD", "unit": "mm", "better": "low"},
-    "surface_dice": {"name": "surface Dice", "unit": "", "better": "high"},
+    "surface_dice": {"name": "Surface Dice", "unit": "", "better": "high"},
     "tre_mm": {"name": "TRE", "unit": "mm", "better": "low"},
     "tre_px": {"name": "TRE", "unit": "px", "better": "low"},
-    "rtre": {"name": "relative TRE", "unit": "", "better": "low"},
-    "improved": {"name": "landmarks improved", "unit": "", "better": "high"},
-    "folds_percent": {"name": "folds", "unit": "%", "better": "low"},
+    "rtre": {"name": "Relative TRE", "unit": "", "better": "low"},
+    "improved": {"name": "Landmarks improved", "unit": "", "better": "high"},
+    "folds_percent": {"name": "Folds", "unit": "%", "better": "low"},
     "sdlogj": {"name": "SDlogJ", "unit": "", "better": "low"},
-    "inverse_mm": {"name": "inverse consistency", "unit": "mm", "better": "low"},
-    "seconds": {"name": "time", "unit": "s", "better": "low"},
-    "peak_mb": {"name": "memory", "unit": "MB", "better": "low"},
+    "inverse_mm": {"name": "Inverse consistency", "unit": "mm", "better": "low"},
+    "seconds": {"name": "Time", "unit": "s", "better": "low"},
+    "peak_mb": {"name": "Memory", "unit": "MB", "better": "low"},
 }
 COMPARED = ("dice", "hd95_mm", "surface_dice", "tre_mm", "tre_px")  # what methods are tested and ranked by
 SUCCESS = {"dice": (0.5, 0.7, 0.8, 0.9), "tre_mm": (1.0, 2.0, 5.0, 10.0)}
