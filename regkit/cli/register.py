@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from regkit.cli.console import Console
+from regkit.cli.console import Console, importing
 from regkit.cli.report import PAGE, Shown, page
 from regkit.errors import GeometryError, choose
 from regkit.registration.settings import Settings
@@ -88,8 +88,9 @@ class Job:
         """Align, and write the folder in one step. What is carried along is read before the work starts.
 
         Raises RegkitError, with nothing written, where an input or the folder will not do."""
-        from regkit.io import output_folder
-        from regkit.registration.align import align
+        with importing():
+            from regkit.io import output_folder
+            from regkit.registration.align import align
 
         with output_folder(self.output, overwrite=self.overwrite, owned=is_ours) as folder:
             luggage = self._read()
