@@ -11,7 +11,7 @@ from regkit.cli.console import Console
 from regkit.errors import OptionError
 from regkit.registration.settings import Settings
 
-EXIT_SOME_FAILED = 3
+EXIT_SOME_FAILED, EXIT_INTERRUPTED = 3, 130
 
 
 def evaluate(
@@ -37,7 +37,7 @@ def evaluate(
     """Measure how well pairs of scans are aligned, and write tables and a page with pictures.
 
     Without --align and --method the pairs are measured as their headers put them.
-    Exit codes: 0 done, 2 a wrong option or input, 3 done, but some cases failed.
+    Exit codes: 0 done, 2 a wrong option or input, 3 done, but some cases failed, 130 interrupted (the same command goes on).
     """
     from regkit.evaluation.evaluate import evaluate as run
     from regkit.evaluation.result import number
@@ -51,10 +51,14 @@ def evaluate(
         if name in methods:
             raise OptionError(f"method: {name} is given twice; give every method its own name")
         methods[name] = Path(folder)
-    with console.count() as progress:
-        found = run(pairs, methods or {"header": _as_it_lies}, output=output, baseline=baseline,  # type: ignore[arg-type]
-                    tolerance=tolerance, distances=distances, pictures=html, jobs=jobs, overwrite=overwrite,
-                    title=f"Evaluation of {pairs.name}", progress=progress)
+    try:
+        with console.count() as progress:
+            found = run(pairs, methods or {"header": _as_it_lies}, output=output, baseline=baseline,  # type: ignore[arg-type]
+                        tolerance=tolerance, distances=distances, pictures=html, jobs=jobs, overwrite=overwrite,
+                        title=f"Evaluation of {pairs.name}", progress=progress)
+    except KeyboardInterrupt:
+        console.warn(f"interrupted; what is done lies in {output}, and the same command goes on from there")
+        return EXIT_INTERRUPTED
     if html:
         found.report(output / "report.html", overwrite=True)
     for row in found.record()["table"]:

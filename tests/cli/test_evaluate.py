@@ -56,6 +56,17 @@ def test_another_tool_beside_and_the_exit_code_of_a_failure(table, tmp_path, cap
     assert "| ants | Dice | 1 |" in (tmp_path / "out" / "summary.md").read_text()
 
 
+def test_an_interrupt_leaves_what_is_done(table, tmp_path, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("regkit.evaluation.work.measure", stop)
+    assert run(["evaluate", str(table), "--align", "-o", str(tmp_path / "out")]) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run(["evaluate", str(table), "--align", "-o", str(tmp_path / "out")]) == 0
+
+
 def test_scans_as_they_lie(table, tmp_path, capsys):
     assert run(["evaluate", str(table), "-o", str(tmp_path / "out"), "--no-html"]) == 0
     assert "header       dice" in capsys.readouterr().out
