@@ -1,8 +1,9 @@
 """Tables and figures of what run.py, poses.py --score and scaling.py wrote.
 
-    python pipelines/benchmark/report.py RESULTS... -o FOLDER
+    python pipelines/benchmark/report.py RESULTS... -o FOLDER [--pairs PAIRS.json]
 
-Writes FOLDER/tables.md, and with matplotlib (regkit's extra "report") capture.png and scaling.png.
+Writes FOLDER/tables.md, and with matplotlib (regkit's extra "report") capture.png and scaling.png. With --pairs all tools' maps in
+RESULTS are measured by `regkit.evaluate`, too: FOLDER/evaluation/ holds its tables, and report.html with the worst cases first.
 """
 
 from __future__ import annotations
@@ -155,10 +156,34 @@ def figures(captured: list[Row], scaled: list[Row], folder: Path) -> list[str]:
     return made
 
 
+def evaluation(pairs: Path, results: list[Path], tools: list[str], folder: Path) -> Path:
+    """The page of all tools, by their maps; what a tool did not finish counts as failed."""
+    import numpy as np
+
+    import regkit
+    import regkit.evaluation
+
+    def reader(tool: str) -> Callable[[regkit.evaluation.Case], np.ndarray]:
+        def matrix(case: regkit.evaluation.Case) -> np.ndarray:
+            for path in (folder / case.id / tool / "matrix.txt" for folder in results):
+                if path.exists():
+                    return np.loadtxt(path)
+            raise FileNotFoundError(f"{tool} left no matrix.txt")
+
+        return matrix
+
+    run = {place.name for folder in results for place in folder.iterdir() if place.is_dir()}
+    cases = [case for case in regkit.evaluation.read_cases(pairs) if case.id in run]
+    found = regkit.evaluate(cases, {tool: reader(tool) for tool in tools}, output=folder, baseline="regkit" if "regkit" in tools else None,
+                            title="Benchmark", progress=lambda done, total, name: print(f"{done}/{total} {name}"))
+    return found.report(folder / "report.html", overwrite=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="folders with results.csv, capture.csv or scaling.csv")
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--pairs", type=Path, help="the pairs that were run: write a page with their pictures, too")
     given = parser.parse_args()
     rows, captured, scaled = (read(given.results, name) for name in ("results.csv", "capture.csv", "scaling.csv"))
     if not rows and not captured and not scaled:
@@ -187,6 +212,8 @@ def main() -> None:
     parts += [f"![{name}]({name})\n" for name in figures(captured, scaled, given.output)]
     (given.output / "tables.md").write_text("\n".join(parts), encoding="utf-8")
     print(given.output / "tables.md")
+    if given.pairs and rows:
+        print(evaluation(given.pairs, given.results, Results(rows).tools, given.output / "evaluation"))
 
 
 if __name__ == "__main__":
