@@ -15,7 +15,8 @@ EXIT_SOME_FAILED, EXIT_INTERRUPTED = 3, 130
 
 
 def evaluate(
-    pairs: Annotated[Path, Parameter(help="The pairs: .csv or .json (see data/README.md), or a Learn2Reg *_dataset.json or its folder.")],
+    pairs: Annotated[list[Path], Parameter(
+        help="The pairs: .csv or .json (see data/README.md), or a Learn2Reg *_dataset.json or its folder; one or several.")],
     /,
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"],
@@ -55,7 +56,7 @@ def evaluate(
         with console.count() as progress:
             found = run(pairs, methods or {"header": _as_it_lies}, output=output, baseline=baseline,  # type: ignore[arg-type]
                         tolerance=tolerance, distances=distances, pictures=html, jobs=jobs, overwrite=overwrite,
-                        title=f"Evaluation of {pairs.name}", progress=progress)
+                        title=f"Evaluation of {', '.join(path.name for path in pairs)}", progress=progress)
     except KeyboardInterrupt:
         console.warn(f"interrupted; what is done lies in {output}, and the same command goes on from there")
         return EXIT_INTERRUPTED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from regkit.errors import FormatError, OptionError, choose
 
 FILES = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_points", "moving_points", "fixed_mask", "moving_mask")
 _BESIDE = (("labels", ("labels",), None), ("points", ("landmarks", "keypoints"), ".csv"), ("mask", ("masks",), None))
+_TURNED = re.compile(r"(.+)_(?:pose|turn)(\d+)_s(?:eed)?\d+")  # how the makers of turned copies name them
 _OWN = {".": "_", "/": "_", "\\": "_", ":": "_"}
 
 
@@ -22,7 +24,7 @@ class Case:
 
     points_space: what the numbers in CSV points are, ras or lps (mm) or index (voxels).
     of, angle, truth: of a turned copy the id of the pair it was made from, by how many degrees, and the turn itself (the map
-    old moving world → new moving world, mm).
+    old moving world → new moving world, mm); without them an id such as ID_pose90_s0 says the first two.
     """
 
     id: str
@@ -48,13 +50,17 @@ class Case:
         return name[:200] or "_"
 
 
-def read_cases(source: str | Path | Iterable[Mapping[str, Any] | Case]) -> list[Case]:
-    """Cases from a CSV or JSON file (a list of pairs, or a Learn2Reg `*_dataset.json` or the folder that holds one), or from
-    rows already in memory. Paths are relative to the file's folder.
+def read_cases(source: str | Path | Iterable[Mapping[str, Any] | Case | str | Path]) -> list[Case]:
+    """Cases from a CSV or JSON file (a list of pairs, or a Learn2Reg `*_dataset.json` or the folder that holds one), from several
+    of them, or from rows already in memory. Paths are relative to the file's folder.
 
     Raises FormatError (unreadable, a row lacks a scan, none of the scans exists, ids repeat)."""
     if not isinstance(source, (str, Path)):
-        return _checked([row if isinstance(row, Case) else _case(row, Path(), f"case {n}") for n, row in enumerate(source, 1)], "cases")
+        source = list(source)
+        if source and all(isinstance(item, (str, Path)) for item in source):
+            return _checked([case for table in source for case in read_cases(table)], "cases")  # type: ignore[arg-type]
+        return _checked([row if isinstance(row, Case) else _case(row, Path(), f"case {n}")  # type: ignore[arg-type]
+                         for n, row in enumerate(source, 1)], "cases")
     path = Path(source).expanduser()
     if path.is_dir():
         found = sorted(path.glob("*_dataset.json"))
@@ -150,6 +156,10 @@ def _case(row: Mapping[str, Any], base: Path, where: str) -> Case:
     except (TypeError, ValueError) as error:
         raise FormatError(f"{where}: {error}; expected numbers in ndim, angle and truth") from error
     choose("points_space", values.setdefault("points_space", "ras"), ("ras", "lps", "index"))
+    turned = _TURNED.fullmatch(values["id"]) if values["truth"] else None
+    if turned:
+        values.setdefault("of", turned[1])
+        values["angle"] = float(turned[2]) if values["angle"] is None else values["angle"]
     if values["ndim"] not in (2, 3):
         raise FormatError(f"{where}: ndim is {values['ndim']}; expected 2 or 3")
     return Case(**values)

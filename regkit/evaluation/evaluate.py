@@ -27,13 +27,13 @@ MARK = "evaluation.json"
 Told = Callable[[int, int, str], None]
 
 
-def evaluate(cases: str | Path | Iterable[Mapping[str, Any] | Case], methods: Mapping[str, Method | str] | None = None, *,
+def evaluate(cases: str | Path | Iterable[Mapping[str, Any] | Case | str | Path], methods: Mapping[str, Method | str] | None = None, *,
              output: str | Path | None = None, baseline: str | None = None, tolerance: float = 1.0, distances: bool = True,
              pictures: bool = True, jobs: int | None = None, overwrite: bool = False, title: str = "Evaluation",
              progress: Told | None = None) -> Evaluation:
     """Measure how well pairs are aligned, by regkit or by any tool.
 
-    cases: a CSV or JSON file (data/README.md), a Learn2Reg data set, or rows with the same names.
+    cases: a CSV or JSON file (data/README.md), a Learn2Reg data set, several of these, or rows with the same names.
     methods: name → a folder of another tool's results (`<id>/transform.tfm`, `displacement.nii.gz`, `labels.nii.gz`,
         `points.csv`; see `regkit.evaluation.methods.read_outcome`), `regkit.Settings` to align with, or a function of a case that gives
         a Registration, a transform or a matrix. By default {"regkit": Settings()}.

@@ -85,6 +85,18 @@ def test_other_faults(tmp_path):
         read_cases([{**row, "points_space": "voxel"}])
 
 
+def test_turned_copies_by_their_ids_and_several_tables(tmp_path):
+    _touch(tmp_path, "a.nii.gz", "b.nii.gz")
+    row = {"fixed": "a.nii.gz", "moving": "b.nii.gz"}
+    (tmp_path / "c.json").write_text(json.dumps([{**row, "id": "x"}]))
+    turn = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
+    (tmp_path / "d.json").write_text(json.dumps([{**row, "id": "x_pose90_s0", "truth": turn}, {**row, "id": "x_turn45_seed3"}]))
+    found = read_cases([tmp_path / "c.json", tmp_path / "d.json"])
+    assert [(c.id, c.of, c.angle) for c in found] == [("x", "", None), ("x_pose90_s0", "x", 90.0), ("x_turn45_seed3", "", None)]
+    with pytest.raises(FormatError, match="the id 'x' is there twice"):
+        read_cases([tmp_path / "c.json", tmp_path / "c.json"])
+
+
 def test_ids_become_file_names(tmp_path):
     _touch(tmp_path, "a.nii.gz")
     row = {"fixed": str(tmp_path / "a.nii.gz"), "moving": "b.nii.gz"}
