@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +53,9 @@ def evaluate(
         if name in methods:
             raise OptionError(f"method: {name} is given twice; give every method its own name")
         methods[name] = Path(folder)
+    if others := sorted(set(_earlier(output)) - set(methods)) if not methods else []:
+        console.warn(f"{output} holds results of {', '.join(others)}; without --align and --method the tables will show the headers' "
+                     "alignment only")
     try:
         with console.count() as progress:
             found = run(pairs, methods or {"header": _as_it_lies}, output=output, baseline=baseline,  # type: ignore[arg-type]
@@ -75,8 +79,17 @@ def evaluate(
     return EXIT_SOME_FAILED if len(found.failed) else 0
 
 
+def _earlier(folder: Path) -> list[str]:
+    """The methods of an evaluation that lies in the folder."""
+    try:
+        return list(json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["methods"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def _as_it_lies(case):
     """The identity: where the headers put the scans."""
+    from regkit.io import read_image
     from regkit.space import Matrix
 
-    return Matrix.identity(case.ndim)
+    return Matrix.identity(read_image(case.fixed, name="fixed").ndim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,7 +73,7 @@ def read_cases(source: str | Path | Iterable[Mapping[str, Any] | Case | str | Pa
     except FileNotFoundError:
         raise FormatError(f"cases: {path} does not exist; check the path") from None
     except (OSError, ValueError) as error:
-        raise FormatError(f"cases: {path} cannot be read as text: {error}") from error
+        raise FormatError(f"cases: {path} cannot be read as text: {error}; expected a table of pairs, .csv or .json") from error
     rows = _json(text, path) if path.suffix.lower() == ".json" else _csv(text, path)
     cases = [_case(row, path.parent, f"cases: {path}, pair {n}") for n, row in enumerate(rows, 1)]
     return _checked(cases, f"cases: {path}")
@@ -84,8 +85,10 @@ def _csv(text: str, path: Path) -> list[dict[str, Any]]:
         rows = list(csv.DictReader(text.splitlines(), dialect=dialect, strict=True))
     except csv.Error as error:
         raise FormatError(f"cases: {path} is not a readable CSV table: {error}") from error
+    head = ",".join(k or "" for k in rows[0]) if rows else text.splitlines()[0] if text.strip() else ""
+    if not rows and "fixed" in head and "moving" in head:
+        raise FormatError(f"cases: {path} holds a header and no pairs; expected a row a pair")
     if not rows or not {"fixed", "moving"} <= set(rows[0]):
-        head = ",".join(k or "" for k in rows[0]) if rows else text.splitlines()[0] if text.strip() else ""
         raise FormatError(f"cases: {path} has the columns {head!r}; expected a header with fixed and moving, and a row a pair")
     if any(None in row or None in row.values() for row in rows):
         n = next(n for n, row in enumerate(rows, 2) if None in row or None in row.values())
@@ -135,6 +138,10 @@ def _learn2reg(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
 
 def _case(row: Mapping[str, Any], base: Path, where: str) -> Case:
     known = {f.name for f in fields(Case)}
+    for name in row:
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.85)
+        if name not in known and near:  # other columns may be there for other programs
+            raise FormatError(f"{where}: the column {name!r} is not known; is {near[0]} meant?")
     values = {str(k): v for k, v in row.items() if k in known and v not in (None, "")}
     for name in ("fixed", "moving"):
         if name not in values:
@@ -173,7 +180,9 @@ def _checked(cases: Sequence[Case], where: str) -> list[Case]:
     seen: dict[str, str] = {}
     for case in cases:
         if case.key.lower() in seen:
-            raise FormatError(f"{where}: the id {case.id!r} is there twice (or as {seen[case.key.lower()]!r}, the same as a file name); "
-                              "give every pair its own")
+            twin = seen[case.key.lower()]
+            same = (f"the id {case.id!r} is there twice" if twin == case.id else
+                    f"the ids {twin!r} and {case.id!r} are the same as a file name")
+            raise FormatError(f"{where}: {same}; give every pair its own")
         seen[case.key.lower()] = case.id
     return list(cases)

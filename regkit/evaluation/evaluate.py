@@ -46,7 +46,7 @@ def evaluate(cases: str | Path | Iterable[Mapping[str, Any] | Case | str | Path]
     A case that fails is reported with its reason, counts as the worst, and the rest goes on.
 
     Raises OptionError (names, numbers), FormatError (the table), OutputError (a folder that holds something else)."""
-    listed = read_cases(cases)
+    listed = read_cases(cases.to_dict("records") if hasattr(cases, "to_dict") else cases)  # type: ignore[union-attr]
     tools = _methods({"regkit": Settings()} if methods is None else methods)
     if baseline is not None and baseline not in tools:
         raise OptionError(f"baseline: {baseline!r} is none of the methods {', '.join(tools)}")
@@ -100,6 +100,8 @@ def _processes() -> int:
 
 
 def _methods(given: Mapping[str, Method | str]) -> dict[str, Method]:
+    if not isinstance(given, Mapping):
+        raise OptionError(f"methods: a {type(given).__name__}; expected names and what they stand for, such as {{\"ants\": \"runs/ants\"}}")
     tools: dict[str, Method] = {}
     for name, method in given.items():
         if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name in ("cases", "views", "before"):

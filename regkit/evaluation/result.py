@@ -12,6 +12,7 @@ from typing import Any
 from regkit.errors import FormatError
 from regkit.evaluation.statistics import MEASURES, DataFrame, by_unit, capture, compare, ranks, success, table
 from regkit.io import output_file
+from regkit.report.cohort import before_name
 
 FIRST = ("id", "group", "method", "status", "dice_before", "dice", "hd95_before_mm", "hd95_mm", "tre_before_mm", "tre_mm")
 
@@ -80,7 +81,7 @@ class Evaluation:
         cases = by_unit(self.cases)
         rows = table(cases, self.methods)
         parts = [f"# {self.about['title']}\n",
-                 f"{self.cases['id'].nunique()} cases, {len(self.failed)} failed. regkit {self.about['regkit']}.\n"]
+                 f"{self._said()}. regkit {self.about['regkit']}.\n"]
         for group in dict.fromkeys(row["group"] for row in rows):
             parts.append(f"## {group}\n")
             parts.append("| method | measure | n | before | mean ± SD | 95 % of mean | median | worst 30 % | undefined |\n"
@@ -106,12 +107,17 @@ class Evaluation:
         return "\n".join(parts) + "\n"
 
     def _repr_html_(self) -> str:
-        head = f"<p><b>{html.escape(self.about['title'])}</b>: {self.cases['id'].nunique()} cases, {len(self.failed)} failed</p>"
+        head = f"<p><b>{html.escape(self.about['title'])}</b>: {self._said()}</p>"
         wide = self.summary[["group", "method", "measure", "n", "before", "mean", "sd", "median", "worst30"]]
         return head + wide.to_html(index=False, float_format=number, na_rep="")
 
     def __repr__(self) -> str:
-        return f"Evaluation({self.cases['id'].nunique()} cases, {', '.join(self.methods)}, {len(self.failed)} failed)"
+        return f"Evaluation({self._said()}; {', '.join(self.methods)})"
+
+    def _said(self) -> str:
+        count, failed = self.cases["id"].nunique(), len(self.failed)
+        return f"{count} case{'s' * (count != 1)}, {failed} of {len(self.cases)} registrations failed" if failed else (
+            f"{count} case{'s' * (count != 1)}, none failed")
 
 
 def number(value: Any) -> str:
@@ -150,21 +156,15 @@ def gather(folder: Path, keys: list[str], about: dict[str, Any]) -> Evaluation:
         except (OSError, ValueError, KeyError) as error:
             raise FormatError(f"{path} is not readable: {error}; evaluate once more, which makes it anew") from error
     cases: DataFrame = pandas.DataFrame(parts["rows"])
-    for measure in MEASURES:  # what no field of view bounds counts as the worst there is
-        if measure in cases and measure not in ("seconds", "peak_mb", "folds_percent", "sdlogj", "inverse_mm"):
-            unknown = (cases["status"] != "ok") & cases[measure].isna() & _asked(cases, measure)
-            if unknown.any() and cases[measure].notna().any():
-                worst = cases[measure].max() if MEASURES[measure]["better"] == "low" else 0.0
-                cases.loc[unknown, measure] = worst
+    for measure, asked in (("hd95_mm", "dice"), ("asd_mm", "dice"), ("tre_mm", "improved")):
+        if measure in cases and asked in cases:  # what no field of view bounds: as bad as the worst of that unit is before
+            unknown = (cases["status"] != "ok") & cases[measure].isna() & cases[asked].notna()
+            for unit in set(cases["unit"][unknown]):
+                before = cases[before_name(measure)][cases["unit"] == unit] if before_name(measure) in cases else cases[measure][:0]
+                cases.loc[unknown & (cases["unit"] == unit), measure] = before.max()
     order = [name for name in FIRST if name in cases]
     cases = cases[order + [name for name in cases if name not in order]]
     labels = pandas.DataFrame(parts["labels"], columns=None if parts["labels"] else ["id", "method", "label", "dice_before", "dice"])
     points = pandas.DataFrame(parts["points"], columns=None if parts["points"] else ["id", "method", "point", "tre_before_mm", "tre_mm"])
     return Evaluation(cases, labels, points, about, folder)
-
-
-def _asked(cases: DataFrame, measure: str) -> Any:
-    """The rows whose case has labels, or landmarks, for a measure."""
-    other = "improved" if "tre" in measure else "dice"
-    return cases[other].notna() if other in cases else cases[measure].notna()
 

@@ -73,7 +73,28 @@ def read_truth(case: Case) -> Truth:
     a, b = parts["fixed_points"], parts["moving_points"]
     if a is not None and len(a) != len(b):
         raise FormatError(f"moving_points: {len(b)} landmarks, fixed_points: {len(a)}; expected as many, in the same order")
+    if a is not None:
+        _same_order(a, b)
     return Truth(fixed, moving, **parts)
+
+
+def _same_order(fixed: Points, moving: Points) -> None:
+    """Raises FormatError where landmarks bear the same names in another order: they are matched by row."""
+    names = [landmark_names(points) for points in (fixed, moving)]
+    if names[0] and names[1] and names[0] != names[1] and set(names[0]) == set(names[1]):
+        row = next(n for n, (a, b) in enumerate(zip(*names, strict=True)) if a != b)
+        raise FormatError(f"moving_points: landmark {row + 1} is called {names[1][row]!r}, in fixed_points {names[0][row]!r}; "
+                          "landmarks are matched by row: bring both into one order")
+
+
+def landmark_names(points: Points) -> list[str]:
+    """The landmarks' names, if a column holds them and no two are alike."""
+    for column in ("name", "label", "id"):
+        if column in [c.lower() for c in points.columns]:
+            place = [c.lower() for c in points.columns].index(column)
+            names = [row[place].strip() for row in points.rows]
+            return names if all(names) and len(set(names)) == len(names) else []
+    return []
 
 
 def label_map(image: Image, name: str) -> Image:
@@ -111,7 +132,7 @@ def measure(truth: Truth, outcome: Outcome, *, tolerance: float, distances: bool
 
 def _labels(fixed: Image, moved: Image, tolerance: float, distances: bool) -> dict[int, Row]:
     f, m = fixed.data[0, 0].numpy(), moved.data[0, 0].numpy()
-    spacing = [float(v) for v in fixed.grid.spacing[0]]
+    spacing = [1.0] * fixed.ndim if fixed.pixels else fixed.grid.spacing[0].tolist()
     apart = surface.surfaces(f, m, spacing, tolerance=tolerance) if distances else {}
     rows = {}
     for label, (here, there, both) in overlap.counts(f, m).items():
@@ -129,8 +150,7 @@ def row_of(case: Case, method: str, truth: Truth, before: Mapping[str, Any], aft
            reason: str = "") -> Row:
     """The line of `cases.csv`; `after` None: a failed case, whose values are the worst: overlap 0, distances the fixed field of
     view's diagonal, TRE the larger of before and half that diagonal."""
-    grid = truth.fixed.grid
-    diagonal = float(np.linalg.norm([n * float(s) for n, s in zip(grid.shape, grid.spacing[0], strict=True)]))
+    diagonal = diagonal_of(truth.fixed)
     row: Row = {"id": case.id, "group": case.group, "method": method, "status": "failed" if after is None else "ok", "reason": reason,
                 "unit": truth.unit, "ndim": truth.ndim, "labels": len(before["labels"]), "undefined": 0}
     if before["labels"]:
@@ -141,8 +161,7 @@ def row_of(case: Case, method: str, truth: Truth, before: Mapping[str, Any], aft
                 row[name] = worst if after is None else _mean(after["labels"], name)
         row["undefined"] = len(before["labels"]) if after is None else sum(bool(r.get("undefined")) for r in after["labels"].values())
     if before["points"] is not None:
-        whole = np.linalg.norm(truth.moving_size) if truth.unit == "px" else diagonal
-        errors = after["points"] if after is not None else np.maximum(before["points"], whole / 2)
+        errors = after["points"] if after is not None else np.maximum(before["points"], diagonal / 2)
         found, start = landmarks.summary(errors, before["points"]), landmarks.summary(before["points"])
         row |= {"points": len(errors), "tre_before_mm": start["mean"], "tre_mm": found["mean"], "tre_median_mm": found["median"],
                 "tre_p90_mm": found["p90"], "tre_max_mm": found["max"], "improved": found["improved"],
@@ -154,15 +173,27 @@ def row_of(case: Case, method: str, truth: Truth, before: Mapping[str, Any], aft
     return {**row, "badness": badness, "why": why}
 
 
+def diagonal_of(fixed: Image) -> float:
+    """Of a field of view, mm, of a picture pixels: the worst that a distance counts as."""
+    voxel = [1.0] * fixed.ndim if fixed.pixels else fixed.grid.spacing[0].tolist()
+    return float(np.linalg.norm([n * v for n, v in zip(fixed.grid.shape, voxel, strict=True)]))
+
+
 def lost_row(case: Case, method: str, reason: str) -> Row:
-    """The line of a case whose scans or truth cannot be read: overlap 0; distances, which no field of view bounds, are left to
-    the table, which fills in its largest."""
-    row: Row = {"id": case.id, "group": case.group, "method": method, "status": "failed", "reason": reason, "unit": "mm", "ndim": case.ndim,
+    """The line of a case of which something cannot be read: overlap 0, distances the fixed scan's diagonal, TRE half of it; where
+    not even that scan is readable they are left to the table. What was before is not known."""
+    try:
+        fixed: Image | None = read_image(case.fixed)
+    except Exception:
+        fixed = None
+    diagonal = None if fixed is None else diagonal_of(fixed)
+    row: Row = {"id": case.id, "group": case.group, "method": method, "status": "failed", "reason": reason,
+                "unit": "px" if fixed is not None and fixed.pixels else "mm", "ndim": case.ndim if fixed is None else fixed.ndim,
                 "labels": 0, "undefined": 0, "seconds": None, "peak_mb": None, "badness": 1.0, "why": f"It failed: {reason}"}
     if case.fixed_labels:
-        row |= {"dice_before": 0.0, "dice": 0.0, "jaccard": 0.0, "surface_dice": 0.0, "hd95_mm": None, "asd_mm": None}
+        row |= {"dice": 0.0, "jaccard": 0.0, "surface_dice": 0.0, "hd95_mm": diagonal, "asd_mm": diagonal}
     if case.fixed_points:
-        row |= {"tre_mm": None, "improved": 0.0}
+        row |= {"tre_mm": None if diagonal is None else diagonal / 2, "improved": 0.0, "rtre": 0.5}
     return row
 
 
@@ -195,8 +226,9 @@ def judge(row: Row, truth: Truth, after: Mapping[str, Any] | None) -> tuple[floa
     if (row.get("folds_percent") or 0) > 0:
         parts.append((min(1.0, 0.5 + row["folds_percent"] / 10), f"The map folds at {row['folds_percent']:.2g} % of the voxels."))
     if not parts:
-        return 0.0, ""
+        return 0.0, "Nothing is measured: the table names neither labels nor landmarks on both sides."
     badness, why = max(parts)
+    badness = min(badness, 0.99)  # only what failed is worse
     if after is not None and len(after["labels"]) > 1 and why.startswith("Labels"):
         worst = min(after["labels"].items(), key=lambda item: item[1]["dice"])
         why += f" Worst is label {worst[0]} ({worst[1]['dice']:.2f})."

@@ -18,6 +18,8 @@ MEASURES: dict[str, dict[str, str]] = {
     "asd_mm": {"name": "ASD", "unit": "mm", "better": "low"},
     "surface_dice": {"name": "Surface Dice", "unit": "", "better": "high"},
     "tre_mm": {"name": "TRE", "unit": "mm", "better": "low"},
+    "hd95_px": {"name": "HD95", "unit": "px", "better": "low"},
+    "asd_px": {"name": "ASD", "unit": "px", "better": "low"},
     "tre_px": {"name": "TRE", "unit": "px", "better": "low"},
     "rtre": {"name": "Relative TRE", "unit": "", "better": "low"},
     "improved": {"name": "Landmarks improved", "unit": "", "better": "high"},
@@ -27,18 +29,19 @@ MEASURES: dict[str, dict[str, str]] = {
     "seconds": {"name": "Time", "unit": "s", "better": "low"},
     "peak_mb": {"name": "Memory", "unit": "MB", "better": "low"},
 }
-COMPARED = ("dice", "hd95_mm", "surface_dice", "tre_mm", "tre_px")  # what methods are tested and ranked by
+COMPARED = ("dice", "hd95_mm", "hd95_px", "surface_dice", "tre_mm", "tre_px")  # what methods are tested and ranked by
 SUCCESS = {"dice": (0.5, 0.7, 0.8, 0.9), "tre_mm": (1.0, 2.0, 5.0, 10.0)}
-RESAMPLED = 2_000  # bootstrap samples
+DISTANCES = ("hd95_mm", "hd95_px", "asd_mm", "asd_px", "surface_dice")  # undefined where the moved map lacks a label
+RESAMPLED, ENOUGH_CASES = 2_000, 3  # bootstrap samples, and how many cases an interval needs
 ENOUGH_DICE, ENOUGH_TRE, ENOUGH_UNIT = 0.95, 1.5, 1.0  # of the unturned result: what counts as captured
 
 
 def by_unit(cases: DataFrame) -> DataFrame:
     """The cases with the errors of pictures, which are pixels, in columns of their own: mm and pixels have no mean."""
     pixels = cases["unit"] == "px" if "unit" in cases else None
-    if pixels is None or not pixels.any() or "tre_mm" not in cases:
+    if pixels is None or not pixels.any():
         return cases
-    names = [name for name in cases if name.startswith("tre_") and name.endswith("_mm")]
+    names = [name for name in cases if name.startswith(("tre_", "hd95_", "asd_")) and name.endswith("_mm")]
     apart = {name.removesuffix("mm") + "px": cases[name].where(pixels) for name in names}
     return cases.assign(**{name: cases[name].mask(pixels) for name in names}, **apart)
 
@@ -70,14 +73,14 @@ def table(cases: DataFrame, methods: Sequence[str]) -> list[dict[str, Any]]:
                     continue
                 known = own[own[measure].notna()]
                 values = known[measure].to_numpy(float)
-                low, high = interval(values)
+                low, high = interval(values) if len(values) >= ENOUGH_CASES else (None, None)
                 start = before_name(measure)
                 rows.append({"group": group, "method": method, "measure": measure, "n": len(values), "mean": float(values.mean()),
                              "sd": float(values.std(ddof=1)) if len(values) > 1 else None, "median": float(np.median(values)),
                              "worst30": worst30(values, about["better"]), "low": low, "high": high,
                              "before": float(known[start].mean()) if start in known and known[start].notna().any() else None,
-                             "undefined": int(known["undefined"].sum()) if measure in ("hd95_mm", "asd_mm", "surface_dice") else
-                             int((known["status"] != "ok").sum())})
+                             "undefined": int((known["status"] != "ok").sum()) + (
+                                 int(known["undefined"][known["status"] == "ok"].sum()) if measure in DISTANCES else 0)})
     return rows
 
 

@@ -16,7 +16,7 @@ import torch
 from regkit.errors import OptionError
 from regkit.evaluation import methods as tools
 from regkit.evaluation.cases import FILES, Case
-from regkit.evaluation.score import Outcome, Row, Truth, identity, lost_row, measure, read_truth, row_of
+from regkit.evaluation.score import Outcome, Row, Truth, identity, landmark_names, lost_row, measure, read_truth, row_of
 from regkit.registration.settings import Settings
 from regkit.space import Matrix, Transform
 
@@ -95,10 +95,10 @@ def work(job: Job) -> None:
                 outcome = _outcome(name, method, job, truth)
                 after = measure(truth, outcome, tolerance=job.tolerance, distances=job.distances)
             except Exception as error:
-                reason = tools.reason_of(error)
+                outcome, reason = Outcome(), tools.reason_of(error)
             rows.append(row_of(job.case, name, truth, before, after, outcome, reason))
             labels += _label_rows(job.case, name, before["labels"], after["labels"] if after else {})
-            points += _point_rows(job.case, name, before["points"], after["points"] if after else None)
+            points += _point_rows(job.case, name, truth, before["points"], after["points"] if after else None)
             if job.pictures:
                 views[name] = _view(truth, outcome)
     if job.pictures:
@@ -125,6 +125,9 @@ def _outcome(name: str, method: Method, job: Job, truth: Truth) -> Outcome:
             made = Matrix(torch.as_tensor(np.asarray(made, dtype=float)))
         except (TypeError, ValueError) as error:
             raise OptionError(f"methods: {name} gave a {type(made).__name__}; expected a Registration, a transform or a matrix") from error
+    if made.ndim != truth.ndim:
+        raise OptionError(f"methods: {name} gave a {made.ndim}D map, the scans are {truth.ndim}D; expected a matrix "
+                          f"({truth.ndim + 1}, {truth.ndim + 1})")
     return Outcome(made)
 
 
@@ -138,12 +141,13 @@ def _label_rows(case: Case, method: str, before: Mapping[int, Row], after: Mappi
     return rows
 
 
-def _point_rows(case: Case, method: str, before: np.ndarray | None, after: np.ndarray | None) -> list[Row]:
-    if before is None:
+def _point_rows(case: Case, method: str, truth: Truth, before: np.ndarray | None, after: np.ndarray | None) -> list[Row]:
+    if before is None or truth.fixed_points is None:
         return []
+    names = landmark_names(truth.fixed_points) or [str(n) for n in range(1, len(before) + 1)]
     ends = [None] * len(before) if after is None else after.tolist()
-    return [{"id": case.id, "method": method, "point": n, "tre_before_mm": float(start), "tre_mm": end}
-            for n, (start, end) in enumerate(zip(before, ends, strict=True))]
+    return [{"id": case.id, "method": method, "point": name, "unit": truth.unit, "tre_before_mm": float(start), "tre_mm": end}
+            for name, start, end in zip(names, before, ends, strict=True)]
 
 
 def _view(truth: Truth, outcome: Outcome) -> dict[str, Any]:

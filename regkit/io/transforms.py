@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from regkit.errors import FormatError, GeometryError
+from regkit.errors import FormatError, GeometryError, OptionError
 from regkit.image import Image
 from regkit.io.images import read_image
 from regkit.io.itk import matrix_to_lps, matrix_to_ras, points_to_ras
@@ -156,7 +156,10 @@ def read_field(path: str | Path, ndim: int) -> Image:
     """A displacement field as ITK and ANTs write it (NIfTI of five axes, or NRRD and MetaImage with `ndim` channels), in LPS mm.
 
     → Image (1, D, *S) of what is added to fixed points, RAS mm. Raises FormatError if it has other channels or is unreadable."""
-    field = read_image(path, name="displacement")
+    try:
+        field = read_image(path, name="displacement")
+    except OptionError as error:  # several volumes: channels along the fourth axis
+        raise FormatError(f"displacement: {path} has no fifth axis; expected X, Y, Z, 1, {ndim}, as ITK writes it") from error
     if field.channels != field.ndim or field.ndim != ndim:
         raise FormatError(f"displacement: {path} is {field.ndim}D with {field.channels} channel{'s' * (field.channels != 1)}; expected "
                           f"{ndim}D with {ndim} channels, as ITK writes it (NIfTI: X, Y, Z, 1, {ndim})")

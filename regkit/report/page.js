@@ -125,12 +125,14 @@
   }
 
   const MODES = ["fixed", "moved", "before", "after", "checker", "flicker"];
+  const owns = (target) => target.closest("button, a") || target.closest("summary")?.parentElement.open === false;
+
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, dialog")) return;
     const key = event.key;
     if (key === " ") {
-      // a button, a link or a summary does with space what it always does; so does a page without a viewer in sight
-      if (event.target.closest("button, a, summary") || !current || !seen(current)) return;
+      // a button or a link does with space what it always does; so does a page without a viewer in sight
+      if (owns(event.target) || !current || !seen(current)) return;
       event.preventDefault();
       if (event.repeat) return;
       stop(current);
@@ -146,7 +148,8 @@
     else if (MODES[key - 1]) choose(current, MODES[key - 1]);
   });
   document.addEventListener("keyup", (event) => {
-    if (event.key !== " " || !current || event.target.closest("button, a, summary, input, dialog")) return;
+    if (event.key !== " " || !current || event.target.closest("input, dialog") || owns(event.target) || !seen(current)) return;
+    event.preventDefault();  // an open case's heading, where j and k lead, would close it
     if (current.dataset.mode === "flicker") choose(current, "flicker");
     else show(current);
   });

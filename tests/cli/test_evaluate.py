@@ -25,7 +25,7 @@ def table(tmp_path):
         regkit.write_image(Image(labels, grid), tmp_path / f"{name}-labels.nii.gz")
     path = tmp_path / "pairs.csv"
     path.write_text("id,fixed,moving,fixed_labels,moving_labels,ndim\n"
-                    "disks,fixed.nii.gz,moving.nii.gz,fixed-labels.nii.gz,moving-labels.nii.gz,2\n")
+                    "disks,fixed.nii.gz,moving.nii.gz,fixed-labels.nii.gz,moving-labels.nii.gz,\n")
     return path
 
 

@@ -56,6 +56,8 @@ def test_a_learn2reg_data_set(tmp_path):
     ("id,fixed,moving\nx,c.nii.gz,d.nii.gz\n", "none of the fixed scans exists"),
     ("id,fixed,moving\nx,a.nii.gz,b.nii.gz\nx,b.nii.gz,a.nii.gz\n", "the id 'x' is there twice"),
     ("id,fixed,moving,fixed_labels\nx,a.nii.gz,b.nii.gz,l.nii.gz\n", "fixed_labels without moving_labels"),
+    ("id,fixed,moving\n", "holds a header and no pairs"),
+    ("id,fixed,moving,fixed_label\nx,a.nii.gz,b.nii.gz,l.nii.gz\n", "'fixed_label' is not known; is fixed_labels meant"),
     ("id,fixed,moving,ndim\nx,a.nii.gz,b.nii.gz,4\n", "ndim is 4; expected 2 or 3"),
     ("id,fixed,moving,ndim\nx,a.nii.gz,b.nii.gz,two\n", "expected numbers in ndim"),
 ])

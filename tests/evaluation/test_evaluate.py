@@ -124,7 +124,8 @@ def test_a_broken_case_is_the_worst_and_the_rest_goes_on(cohort, tmp_path):
     assert "no result" in lost["reason"] and lost["badness"] == 1
     gone = _row(found, "gone", "tool")
     assert "nowhere.nii.gz does not exist" in gone["reason"] and gone["dice"] == 0
-    assert gone["hd95_mm"] == pytest.approx(diagonal) and gone["tre_mm"] == pytest.approx(diagonal / 2)  # the largest in the table
+    flat = float(np.hypot(72, 64))  # its own fixed scan is there, and 2D
+    assert gone["hd95_mm"] == pytest.approx(flat) and gone["tre_mm"] == pytest.approx(flat / 2) and np.isnan(gone["dice_before"])
     dice = found.summary[(found.summary["group"] == "all") & (found.summary["measure"] == "dice")].iloc[0]
     assert dice["n"] == 4 and dice["undefined"] == 3
     assert dice["mean"] == pytest.approx(found.cases["dice"].mean())
@@ -144,13 +145,17 @@ def test_methods_that_give_nonsense(cohort, tmp_path):
     both = _folder(tmp_path / "a", truth, _tfm)
     for name in truth:
         shutil.copy(both / name / "transform.tfm", both / name / "transform.txt")
-    found = evaluate(path, {"both": both, "word": lambda case: "a word"}, pictures=False)
+    found = evaluate(path, {"both": both, "word": lambda case: "a word", "flat": lambda case: np.eye(3),
+                            "right": lambda case: truth[case.id]})
     assert "holds transform.tfm and transform.txt; expected one map" in _row(found, "blobs-2d", "both")["reason"]
+    assert list(found.cases[found.cases["method"] == "right"]["status"]) == ["ok", "ok"]  # one's fault is not another's
+    assert "flat gave a 2D map, the scans are 3D; expected a matrix (4, 4)" in _row(found, "blobs-3d", "flat")["reason"]
     assert "gave a str; expected a Registration, a transform or a matrix" in _row(found, "blobs-2d", "word")["reason"]
 
 
 @pytest.mark.parametrize(("methods", "message"), [
-    ({}, "none given"), ({"a b": len}, "'a b' is no name"), ({"cases": len}, "is no name"), ({"x": "no/such"}, "is no folder"),
+    ({}, "none given"), ("runs/ants", "a str; expected names and what they stand for"),
+    ({"a b": len}, "'a b' is no name"), ({"cases": len}, "is no name"), ({"x": "no/such"}, "is no folder"),
     ({"x": 3}, "a int; expected a folder, Settings or a function")])
 def test_methods_are_checked_first(cohort, methods, message):
     with pytest.raises(OptionError, match=message):
@@ -171,6 +176,37 @@ def test_options_and_folders_are_checked_first(cohort, tmp_path):
         evaluate(path, output=tmp_path / "mine")
     with pytest.raises(OptionError, match="holds no evaluation"):
         load(tmp_path / "mine")
+
+
+def test_landmarks_named_in_another_order_are_refused(cohort, tmp_path):
+    path, truth = cohort
+    points = path.parent / "blobs-2d-moving.csv"
+    head, *rows = points.read_text().splitlines()
+    points.write_text("\n".join([head, *rows[::-1]]) + "\n")
+    found = evaluate(path, {"right": lambda case: truth[case.id]}, pictures=False)
+    assert "landmark 1 is called 'p3', in fixed_points 'p0'" in _row(found, "blobs-2d", "right")["reason"]
+    assert set(found.points["point"]) == {"p0", "p1", "p2", "p3"}
+
+
+def test_pictures_are_measured_in_pixels_whatever_their_resolution_tag(tmp_path):
+    """Two disks 10 pixels apart, 300 dpi: errors and surface distances are pixels, and the means say so."""
+    from PIL import Image as Picture
+
+    x = np.stack(np.meshgrid(np.arange(80), np.arange(60), indexing="ij"), -1)
+    for name, centre in (("fixed", (30, 30)), ("moving", (40, 30))):
+        disk = (((x - centre) ** 2).sum(-1) < 144).T
+        Picture.fromarray((200 * disk).astype(np.uint8)).save(tmp_path / f"{name}.png", dpi=(300, 300))
+        Picture.fromarray(disk.astype(np.uint8)).save(tmp_path / f"{name}_labels.png", dpi=(300, 300))
+        (tmp_path / f"{name}.csv").write_text(f"x,y\n{centre[0]},{centre[1]}\n")
+    row = {"id": "disks", **{f"{side}": f"{side}.png" for side in ("fixed", "moving")},
+           **{f"{side}_labels": f"{side}_labels.png" for side in ("fixed", "moving")},
+           **{f"{side}_points": f"{side}.csv" for side in ("fixed", "moving")}}
+    (tmp_path / "pairs.json").write_text(json.dumps([row]))
+    found = evaluate(tmp_path / "pairs.json", {"identity": lambda case: np.eye(3)}, pictures=False)
+    first = found.cases.iloc[0]
+    assert first["unit"] == "px" and first["tre_mm"] == pytest.approx(10, abs=1e-3) and 7 < first["hd95_mm"] <= 10
+    measures = {r["measure"] for r in found.record()["table"]}
+    assert {"tre_px", "hd95_px", "asd_px"} <= measures and not {"tre_mm", "hd95_mm", "asd_mm"} & measures
 
 
 def test_turned_copies_are_told_as_captured(cohort, tmp_path):
