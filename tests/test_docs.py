@@ -225,6 +225,7 @@ def test_figures_of_the_method_are_those_of_the_code():
     (a, b, c, d), (i, j, k, n) = steps.POINTS, steps.ITERATIONS
     for figure in (f"at most {a:,} at the coarsest level, {b:,} at the second, {c:,}\nat the third, {d:,} at finer",
                    f"At most {i} iterations", f"{j} at the second, {k} at the third, {n} at finer", f"more than {pose.MARGIN} of what",
+                   f"(at most {walk.FEW_LEVELS} levels, no constant background)",
                    f"at {walk.UNRELATED_FINE} or more ({walk.UNRELATED[2]} with two levels, {walk.UNRELATED[1]} with one",
                    f"more than {level.TURN} (", f"edges / {pyramid._COARSE} (", f"scored at {start.SEARCH_POINTS[0]} points",
                    f"the best {start.SEARCHED} again at {start.SEARCH_POINTS[1]:,} points", f"between {refine.LEAST_BEND} and 1",

@@ -21,6 +21,7 @@ from regkit.registration.steps import POINTS, Outcome, Scene, compare, growth, l
 # the scans' outlines alone correlate (T1 and T2 of one stripped brain: 0.85, 0.32, -0.22 at the first three levels)
 UNRELATED = {1: 0.9, 2: 0.4}
 UNRELATED_FINE = 0.1
+FEW_LEVELS = 2  # scans of so few voxels leave local windows little to go by: the correlation as a whole joins
 SLACK = 0.1  # by so much of itself the shared field of view may shrink at the finest level at no cost
 COST = 0.03  # of similarity, that agreeing blocks may cost: 0.015 at most for 130 pairs
 # what stands in for a measure while poses are far apart: cheap, turns freely, and pulls from afar
@@ -131,11 +132,14 @@ def _choose(scene: Scene, pose: Tensor, outcome: Outcome) -> None:
     whether MIND sees more than it does (then contrasts differ, and MIND is worth its price) or edges are enough."""
     count = len(scene.canvases)
     local = score(scene, count - 1, ("lncc",), pose)
-    asked = UNRELATED.get(count, UNRELATED_FINE)
+    filled = inside(scene) is scene  # no constant background, so no outline that alone would correlate
+    asked = UNRELATED_FINE if filled else UNRELATED.get(count, UNRELATED_FINE)
     related = local >= asked
     smooth, structure = (score(scene, min(1, count - 1), (name,), pose) for name in ("lncc", "mind"))
     detail = "mind" if structure > smooth else "ngf"
     outcome.similarity = f"lncc+{detail}" if related else detail
+    if related and filled and count <= FEW_LEVELS:
+        outcome.similarity += "+ncc"
     outcome.why = (f"the local correlation is {local:.2f} at the coarse pose (asked with {count} level{'s' * (count > 1)}: {asked}), "
                    + ("intensities and structure go together" if related else "only structure can be relied on")
                    + f"; MIND scores {structure:.2f} where local correlation scores {smooth:.2f}")

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from regkit import Matrix
+from regkit import Grid, Image, Matrix, align
 from regkit.registration.pair import make_pair
 from regkit.registration.pose import Poses, nearby
 from regkit.registration.pyramid import build
 from regkit.registration.steps import Outcome, Scene, score
+from regkit.sampling import warp
 from regkit.space import MODELS, Frame
 
 from .conftest import carried, known_map
@@ -42,3 +43,19 @@ def test_nothing_leaves_the_model(heads, ndim, model):
     maps = _around(scene, torch.eye(ndim + 1, dtype=torch.float64)[None]).maps[:, :ndim, :ndim]
     eye = torch.eye(ndim, dtype=torch.float64).expand_as(maps)
     assert torch.allclose(maps if model == "translation" else maps @ maps.mT, eye, atol=1e-6)
+
+
+def _crop(moving_contrast):
+    """A crop of noise, seen twice: two levels, no background."""
+    draw = torch.Generator().manual_seed(3)
+    grid = Grid((26, 24, 22), torch.eye(4, dtype=torch.float64)[None])
+    field = Image(torch.rand(1, 1, 13, 12, 11, generator=draw), Grid((13, 12, 11), torch.diag(torch.tensor([2.0, 2, 2, 1]))[None].double()))
+    scan = warp(field, Matrix.identity(3), grid, kernel="cubic", smoothing=False)
+    return scan, scan.with_data(moving_contrast(scan.data))
+
+
+@pytest.mark.parametrize(("contrast", "expected"), [(lambda x: x**1.5 + 0.1, "+ncc"), (lambda x: (x - 0.5).abs(), "")],
+                         ids=["same", "other"])
+def test_small_crops_without_a_background_are_compared_as_a_whole_if_intensities_go_together(contrast, expected):
+    found = align(*_crop(contrast), model="rigid", start="header").trace["chosen"]["similarity"]
+    assert found.endswith("+ncc") if expected else "ncc" not in found.replace("lncc", "")
