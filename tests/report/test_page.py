@@ -198,3 +198,10 @@ def test_a_far_value_does_not_squash_the_boxes():
     rows = [{"name": "a", "tone": 0, "values": [1.0, 1.2, 1.4, 1.1, 1000.0], "before": 3.0}]
     chart = str(boxes(rows, title="t", unit="mm", better="low"))
     assert 'class="beyond"' in chart and "1000" not in chart
+
+
+def test_a_case_tells_its_time_once():
+    evaluation = {"title": "t", "methods": ["a"], "measures": {"seconds": {"name": "Time", "unit": "s", "better": "low"}},
+                  "cases": [{"id": "x", "group": "g", "method": "a", "status": "ok", "seconds": 4.5}]}
+    assert cohort_page(evaluation, {}).count("<dt>Time</dt>") == 1
+    assert cohort_page({**evaluation, "measures": {}}, {}).count("<dt>Time</dt>") == 1
