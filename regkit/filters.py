@@ -13,27 +13,46 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+SHARP = 1.15  # voxels a step up to which nothing need be smoothed: linear interpolation takes out as much
+_WIDER = 1.17  # of what a step is longer, see `sharp`
+_BAND = 64  # columns to which a block of rows of a banded matrix belongs
 _PLAIN = torch.inference_mode(False)  # what is kept may be first asked for under inference_mode, and later need gradients
 
 
 def along(data: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
-    """Apply matrix a, (m_a, n_a), along spatial axis a of data (N, C, *S); None leaves an axis as it is. → (N, C, *M)."""
+    """Apply matrix a, (m_a, n_a) or one for each item (N, m_a, n_a), along spatial axis a of data (N, C, *S); None leaves an axis
+    as it is. → (N, C, *M)."""
     with torch.autocast(data.device.type, enabled=False):  # voxels keep their precision
         for axis, matrix in enumerate(matrices):
             if matrix is None:
                 continue
-            matrix = matrix.to(data)
+            matrix, shape = matrix.to(data), data.shape
             if axis == len(matrices) - 1:
-                data = data @ matrix.mT
+                flat = data.reshape(-1, shape[-1]) if matrix.ndim == 2 else data.flatten(1, -2)
+                parts = [flat[..., take] @ matrix[..., give, take].mT for give, take in _bands(matrix)]
+                data = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).reshape(*shape[:-1], -1)
                 continue
-            shape = data.shape
-            flat = data.reshape(-1, shape[axis + 2], math.prod(shape[axis + 3:]))
-            data = (matrix @ flat).reshape(*shape[: axis + 2], len(matrix), *shape[axis + 3:])
+            flat = data.reshape(*(() if matrix.ndim == 2 else shape[:1]), -1, shape[axis + 2], math.prod(shape[axis + 3:]))
+            matrix = matrix if matrix.ndim == 2 else matrix[:, None]
+            parts = [matrix[..., give, take] @ flat[..., take, :] for give, take in _bands(matrix)]
+            data = parts[0] if len(parts) == 1 else torch.cat(parts, -2)
+            data = data.reshape(*shape[: axis + 2], matrix.shape[-2], *shape[axis + 3:])
     return data
 
 
-def _rows(weights: Tensor) -> Tensor:
-    return weights / weights.sum(1, keepdim=True).clamp_min(1e-30)
+def _bands(matrix: Tensor) -> list[tuple[slice, slice]]:
+    """A long narrow-banded matrix as blocks of rows, each with the columns that are not zero in it; else one block."""
+    rows, columns = matrix.shape[-2:]
+    if columns < 2 * _BAND or rows < 2 or torch.compiler.is_compiling():
+        return [(slice(None), slice(None))]
+    step = max(1, round(_BAND * rows / columns))
+    filled = (matrix.detach() != 0).reshape(-1, rows, columns).any(0)
+    found = []
+    for low in range(0, rows, step):
+        used = filled[low: low + step].any(0).nonzero()
+        first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+        found.append((slice(low, min(low + step, rows)), slice(first, last)))
+    return found
 
 
 @lru_cache(maxsize=256)
@@ -47,6 +66,27 @@ def gaussian(n: int, sigma: float, step: int = 1) -> Tensor:
     distance = (centres[:, None] - x) / sigma
     weights = torch.exp(-0.5 * distance**2) * (distance.abs() <= 4)
     return (weights / weights.sum(1, keepdim=True)).float()
+
+
+def sharp(n: int, width: Tensor, step: int = 1) -> Tensor:
+    """(N, n // step, n) cubic convolution kernels (Keys 1981) for steps of `width` (N,) voxels, centred on each voxel, or on each
+    block of `step` voxels. Up to a width of SHARP it is the identity; rows sum to 1.
+
+    As good as a Gaussian at taking out what a step cannot show, and it keeps what it can, of which a Gaussian takes a fifth; in
+    exchange it overshoots by 4 % at a hard edge. A little wider than the step: with linear interpolation behind it, both what is let
+    through and what is lost are small at half and at once the finest detail."""
+    x = torch.arange(n, dtype=width.dtype, device=width.device)
+    centres = torch.arange(n // step, dtype=width.dtype, device=width.device) * step + (step - 1) / 2
+    x = ((centres[:, None] - x) / (1 + _WIDER * (width - SHARP).clamp_min(0))[:, None, None]).abs()
+    weights = torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, torch.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0))
+    return weights / weights.sum(-1, keepdim=True)
+
+
+@lru_cache(maxsize=128)
+@_PLAIN
+def sharp_one(n: int, width: float, step: int = 1) -> Tensor:
+    """(n // step, n): one kernel of `sharp`, kept."""
+    return sharp(n, torch.tensor([width], dtype=torch.float64), step)[0].float()
 
 
 @lru_cache(maxsize=64)

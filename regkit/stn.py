@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from regkit.errors import GeometryError, choose
-from regkit.sampling import antialias, in_blocks, index_map, inside, items, prepare, sample, shrinkage
-from regkit.space import MODELS, Frame, Grid, Matrix
+from regkit.errors import GeometryError, OptionError, choose
+from regkit.sampling import ANTIALIAS, PADDINGS, How, IndexMap, resample
+from regkit.space import Frame, Grid, Matrix, Model, SplineModel, Transform, model
+from regkit.space.transform import compose
+
+KERNELS = ("linear", "nearest", "integer", "cubic")  # integer: the paper's word for nearest
+
+_KEPT = 4
 
 
 def unit_grid(shape: Sequence[int], like: Grid | None = None) -> Grid:
@@ -27,27 +33,41 @@ def unit_grid(shape: Sequence[int], like: Grid | None = None) -> Grid:
 class SpatialTransformer(nn.Module):
     """Moves images, or feature maps, as a localisation says; differentiable in the image and in the localisation.
 
-    localisation: any module that gives θ (N, P) from what `forward` is given: `localisation(moving, *others)`. P is
-      `regkit.space.model(name).count(ndim)`: for affine 6 in 2D and 12 in 3D. θ = 0 is the identity, so a last layer of zero
-      weights and bias starts there. It speaks in a centred, isotropically scaled frame: radians, logarithms of scale, shifts
-      in half the longest edge.
-    model: translation, rigid, similarity or affine.
-    size: voxels of the output, (H, W) or (H, W, D); by default those of the moving image. A smaller output covers the
-      same field of view and is anti-aliased.
-    kernel: linear, nearest or cubic. padding: zeros or border, what lies outside the moving image.
+    localisation: any module that gives θ (N, P), or anything that reshapes to it, from what `forward` is given:
+      `localisation(moving, *others)`; `regkit.localisation.localiser` builds one that fits. P is `model(name).count(ndim)` of
+      `regkit.space`: for affine 6 in 2D and 12 in 3D. θ = 0 is the identity, so a last layer of zero weights and bias starts
+      there. It speaks in a centred, isotropically scaled frame: radians, logarithms of scale, shifts in half the longest edge.
+    model: translation, attention (shift and one scale), rigid, similarity, affine, projective or tps (thin-plate spline); or a
+      model, such as `regkit.space.model("tps", control=5, stiffness=0.01)`.
+    size: voxels of the output, (H, W) or (H, W, D); by default those of the moving image. It covers the same field of view.
+    kernel: linear, cubic (B-spline), or nearest, which is the paper's integer kernel and answers to that name too.
+    padding: what lies outside the moving image: zeros, border (the outermost voxels go on) or reflection.
+    antialias: auto smooths as much as the map shrinks, where it does; none reads the nearest voxels whatever the step.
+    gradient_scale: what the gradient into the localisation is multiplied by; the paper's networks for house numbers took 0.1.
+      It means something to plain gradient descent; optimisers that divide by the gradient's size (Adam) undo it: give the
+      localisation a learning rate of its own there.
+
+    Under `torch.use_deterministic_algorithms(True)` forward and backward have a fixed order of additions. Under
+    `torch.compile` and `torch.export` nothing can be looked at first: long oblique footprints are then smoothed along the
+    image's axes instead of by sub-points, and maps that are not affine read a scale-space of 3 octaves always.
 
     Source: M. Jaderberg, K. Simonyan, A. Zisserman, K. Kavukcuoglu, Spatial Transformer Networks, NeurIPS 2015.
+    Raises OptionError for a word it does not know.
     """
 
-    def __init__(self, localisation: nn.Module, model: str = "affine", *, size: Sequence[int] | None = None,
-                 kernel: str = "linear", padding: str = "zeros", smoothing: bool = True) -> None:
+    def __init__(self, localisation: nn.Module, model: str | Model | SplineModel = "affine", *, size: Sequence[int] | None = None,
+                 kernel: str = "linear", padding: str = "zeros", antialias: str = "auto", gradient_scale: float = 1.0) -> None:
         super().__init__()
         self.localisation = localisation
-        self.model = MODELS[choose("model", model, MODELS)]
+        self.model = _model(model)
         self.size = None if size is None else tuple(int(n) for n in size)
-        self.kernel = choose("kernel", kernel, ("linear", "nearest", "cubic"))
-        self.padding = choose("padding", padding, ("zeros", "border"))
-        self.smoothing = smoothing
+        kernel = choose("kernel", kernel, KERNELS)
+        self.how = How("nearest" if kernel == "integer" else kernel, choose("padding", padding, PADDINGS),
+                       choose("antialias", antialias, ANTIALIAS) == "auto")
+        if not 0 <= gradient_scale < math.inf:
+            raise OptionError(f"gradient_scale: {gradient_scale}; expected a number from 0 on")
+        self.gradient_scale = float(gradient_scale)
+        self._kept: dict[object, Tensor] = {}  # the spline's basis on the points it was last asked for
 
     def forward(self, moving: Tensor, *others: Tensor, moving_grid: Grid | None = None,
                 fixed_grid: Grid | None = None) -> Tensor:
@@ -55,55 +75,138 @@ class SpatialTransformer(nn.Module):
 
         moving_grid, fixed_grid: where they lie in the world (RAS+ mm); without them voxels are 1 mm and both share a centre.
         → moved (N, C, *size), on fixed_grid if given. Raises GeometryError if θ or a grid does not fit."""
-        moving_grid = unit_grid(moving.shape[2:]) if moving_grid is None else moving_grid
-        if tuple(moving.shape[2:]) != moving_grid.shape:
-            raise GeometryError(f"moving: voxels {tuple(moving.shape)} do not fit moving_grid {moving_grid.shape}")
-        if fixed_grid is None:
-            if self.size is not None and len(self.size) != moving_grid.ndim:
-                raise GeometryError(f"size: {self.size} has {len(self.size)} axes, moving has {moving_grid.ndim}; "
-                                    "give one number an axis")
-            fixed_grid = moving_grid if self.size is None else unit_grid(self.size, moving_grid)
-        if fixed_grid.ndim != moving_grid.ndim:
-            raise GeometryError(f"fixed_grid: is {fixed_grid.ndim}D, moving is {moving_grid.ndim}D; "
-                                "give grids of one dimension")
-        fixed_grid, moving_grid = fixed_grid.to(moving.device), moving_grid.to(moving.device)
-        return self.resample(moving, self.transform(moving, *others, moving_grid=moving_grid, fixed_grid=fixed_grid),
-                             moving_grid, fixed_grid)
+        shape = self._shape(moving, moving_grid, fixed_grid)
+        theta = self._theta(moving, *others)
+        if moving_grid is None and fixed_grid is None:
+            half, inward, outward = _unit_frames(moving.shape[2:], shape, moving.device)
+            frame = Frame(torch.zeros(1, len(shape), dtype=torch.float64, device=moving.device), 1.0, half)
+        else:
+            home, goal = self._grids(moving, moving_grid, fixed_grid)
+            frame = Frame.of(goal)
+            inward = frame.matrix @ goal.affine
+            outward = home.inverse @ Matrix.shift(home.centre - goal.centre).matrix @ frame.inverse
+        if isinstance(self.model, Model):
+            # float64 until the index map: composed there, cast once
+            way = IndexMap(outward @ self.model.exp(theta.double(), len(shape)) @ inward, affine=self.model.affine)
+        else:
+            way = IndexMap(bend=_Bend(self, theta, frame, inward, outward))
+        return resample(moving, way, shape, self.how)
 
-    def transform(self, moving: Tensor, *others: Tensor, moving_grid: Grid, fixed_grid: Grid) -> Matrix:
-        """The map of fixed-world to moving-world points (mm) the localisation says, (N, D+1, D+1).
+    def transform(self, moving: Tensor, *others: Tensor, moving_grid: Grid | None = None, fixed_grid: Grid | None = None) -> Transform:
+        """The map of fixed-world to moving-world points (mm) the localisation says, for N images.
 
         θ = 0 lays centre on centre."""
-        theta = self.localisation(moving, *others)
-        d = moving_grid.ndim
+        self._shape(moving, moving_grid, fixed_grid)
+        home, goal = self._grids(moving, moving_grid, fixed_grid)
+        frame, theta = Frame.of(goal), self._theta(moving, *others)
+        start = Matrix.shift(home.centre - goal.centre)
+        if isinstance(self.model, Model):
+            return Matrix(start.matrix @ frame.world(self.model.exp(theta.double(), goal.ndim)))
+        return compose(start, self.model.transform(theta.double(), frame))
+
+    def resample(self, moving: Tensor, transform: Transform, moving_grid: Grid | None = None, fixed_grid: Grid | None = None) -> Tensor:
+        """moving (N, C, *S) pulled through a transform onto fixed_grid → (N, C, *fixed_grid.shape). With `transform.inverse()` and the
+        grids exchanged it carries back what a network made of the output."""
+        home, goal = self._grids(moving, moving_grid, fixed_grid)
+        if isinstance(transform, Matrix):
+            way = IndexMap(home.inverse @ transform.matrix.to(moving.device) @ goal.affine, affine=transform.affine)
+        else:
+            way = IndexMap(bend=lambda index: home.to_index(transform(goal.to_world(index))))
+        return resample(moving, way, goal.shape, self.how)
+
+    def _theta(self, *images: Tensor) -> Tensor:
+        """What the localisation says, (N, P), checked."""
+        moving, theta = images[0], self.localisation(*images)
+        d = moving.ndim - 2
         count = self.model.count(d)
-        if theta.ndim != 2 or theta.shape[1] != count:
+        if theta.ndim < 2 or theta.shape[1:].numel() != count:
             raise GeometryError(f"localisation: gave θ of shape {tuple(theta.shape)}; "
                                 f"the {self.model.name} model in {d}D needs (N, {count})")
         if len(theta) != len(moving) and 1 not in (len(theta), len(moving)):
             raise GeometryError(f"localisation: gave {len(theta)} θ for {len(moving)} moving images; "
                                 "give one each, or one for all")
-        frame = Frame.of(fixed_grid)
-        start = Matrix.shift(moving_grid.centre - fixed_grid.centre)
-        # float64 from here to the index map: composed there, cast once
-        return Matrix(start.matrix @ frame.world(self.model.exp(theta.double(), d)))
+        if not torch.compiler.is_compiling() and not bool(torch.isfinite(theta).all()):
+            raise GeometryError("localisation: gave θ with NaN or infinity; lower the learning rate or clip the gradient")
+        theta = theta.flatten(1)
+        theta = theta if theta.dtype in (torch.float32, torch.float64) else theta.float()
+        if self.gradient_scale != 1:
+            theta = theta * self.gradient_scale + (theta * (1 - self.gradient_scale)).detach()
+        return theta
 
-    def resample(self, moving: Tensor, transform: Matrix, moving_grid: Grid, fixed_grid: Grid) -> Tensor:
-        """moving (N, C, *S) pulled through the transform onto fixed_grid → (N, C, *fixed_grid.shape)."""
-        dtype = moving.dtype
-        data = moving if dtype in (torch.float32, torch.float64) else moving.float()
-        mapping, blocks, d = index_map(moving_grid, transform, fixed_grid), (1,) * moving_grid.ndim, moving_grid.ndim
-        factors = shrinkage(mapping.detach())
-        if self.smoothing and self.kernel != "nearest" and max(factors) > 1.01:
-            each = items(moving, transform.matrix, moving_grid.affine, fixed_grid.affine)
-            if len(each) > 1:  # one by one: how much an item is smoothed is no matter of the others
-                return torch.cat([self.resample(one, Matrix(m), Grid(moving_grid.shape, a), Grid(fixed_grid.shape, b))
-                                  for one, m, a, b in each])
-            data, blocks = antialias(data, factors)
-        index = fixed_grid.index_points(torch.float64)
-        where = (index @ mapping[:, :d, :d].mT + mapping[:, None, :d, d]).to(data.dtype)
-        values = sample(prepare(data, self.kernel), in_blocks(where, blocks), self.kernel)
-        if self.padding == "zeros":
-            values = values * inside(where.detach(), moving_grid.shape)[:, None]
-        return values.reshape(values.shape[0], -1, *fixed_grid.shape).to(dtype)
+    def _shape(self, moving: Tensor, moving_grid: Grid | None, fixed_grid: Grid | None) -> tuple[int, ...]:
+        """The shape of the output; raises GeometryError where what was given does not go together."""
+        d = moving.ndim - 2
+        if d not in (2, 3):
+            raise GeometryError(f"moving: shape {tuple(moving.shape)}; expected (N, C, H, W) or (N, C, H, W, D)")
+        if moving_grid is not None and tuple(moving.shape[2:]) != moving_grid.shape:
+            raise GeometryError(f"moving: voxels {tuple(moving.shape)} do not fit moving_grid {moving_grid.shape}")
+        if fixed_grid is not None:
+            if fixed_grid.ndim != d:
+                raise GeometryError(f"fixed_grid: is {fixed_grid.ndim}D, moving is {d}D; give grids of one dimension")
+            return fixed_grid.shape
+        if self.size is not None and len(self.size) != d:
+            raise GeometryError(f"size: {self.size} has {len(self.size)} axes, moving has {d}; give one number an axis")
+        return tuple(moving.shape[2:]) if self.size is None else self.size
 
+    def _grids(self, moving: Tensor, moving_grid: Grid | None, fixed_grid: Grid | None) -> tuple[Grid, Grid]:
+        home = unit_grid(moving.shape[2:]) if moving_grid is None else moving_grid
+        goal = fixed_grid or (home if self.size is None else unit_grid(self.size, home))
+        return home.to(moving.device), goal.to(moving.device)
+
+
+class Parallel(nn.Module):
+    """Several modules on the same input, their outputs side by side as channels: transformers that look at different parts."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(modules)
+
+    def forward(self, *images: Tensor) -> Tensor:
+        """images: what each module is given. → (N, C₁ + C₂ + …, *size)"""
+        return torch.cat([branch(*images) for branch in self.branches], 1)
+
+
+def _model(given: str | Model | SplineModel) -> Model | SplineModel:
+    return given if isinstance(given, (Model, SplineModel)) else model(given)
+
+
+def _unit_frames(moving: Sequence[int], fixed: Sequence[int], device: torch.device) -> tuple[tuple[float, ...], Tensor, Tensor]:
+    """For images on grids of a common field of view, whose frame is centred and scaled by half the longest edge: the half edges, and
+    the maps (1, D+1, D+1) of target index to frame and of frame to source index. From plain numbers, so that a graph can be traced."""
+    d, longest = len(moving), max(moving)
+    half = tuple(n / longest for n in moving)
+    inward = [[(2 * h / m if i == j else 0.0) for j in range(d)] + [h / m - h] for i, (h, m) in enumerate(zip(half, fixed, strict=True))]
+    outward = [[(longest / 2 if i == j else 0.0) for j in range(d)] + [(n - 1) / 2] for i, n in enumerate(moving)]
+    last = [[0.0] * d + [1.0]]
+    return half, *(torch.tensor([m + last], dtype=torch.float64, device=device) for m in (inward, outward))
+
+
+class _Bend:
+    """Target index → source index through a spline; its basis on the target's own points is kept from one call to the next."""
+
+    def __init__(self, owner: SpatialTransformer, theta: Tensor, frame: Frame, inward: Tensor, outward: Tensor) -> None:
+        self.owner, self.frame, self.inward, self.outward = owner, frame, IndexMap(inward), IndexMap(outward)
+        self.moves = theta.reshape(len(theta), -1, inward.shape[-1] - 1)
+
+    def __call__(self, index: Tensor) -> Tensor:
+        u = self.inward(index)
+        if len(u) > 1:
+            n = len(u)
+            basis = torch.stack([self._basis(one) for one in u])
+            return self.outward(u + (basis @ self.moves.expand(n, -1, -1).to(basis)).to(u))
+        basis = self._basis(u[0])
+        return self.outward(u + (basis @ self.moves.to(basis)).to(u))
+
+    def _basis(self, u: Tensor) -> Tensor:
+        spline = self.owner.model
+        assert isinstance(spline, SplineModel)
+        if torch.compiler.is_compiling():
+            return spline.basis(u, self.frame).to(self.moves.dtype)
+        key = (spline, tuple(u.shape), self.frame.half, u[0].tolist(), u[-1].tolist(), u.device, self.moves.dtype)
+        kept = self.owner._kept
+        if key not in kept:
+            while len(kept) >= _KEPT:
+                kept.pop(next(iter(kept)))
+            with torch.inference_mode(False), torch.no_grad():  # kept, and may be needed with gradients later
+                kept[key] = spline.basis(u.clone(), self.frame).to(self.moves.dtype)
+        return kept[key]

@@ -171,7 +171,7 @@ def draw(result: Registration, path: Path) -> None:
 
     header, moving = Matrix.identity(result.fixed.ndim), result.moving.with_data(result.moving.luminance().data)
     fill = result.settings.fill_value(float(moving.data.min()))
-    overlay(result.fixed, lambda plane: warp(moving, header, plane, fill=fill, smoothing=False), result.moved, path)
+    overlay(result.fixed, lambda plane: warp(moving, header, plane, fill=fill, antialias="none"), result.moved, path)
 
 
 def dump(record: dict[str, Any]) -> str:

@@ -161,8 +161,7 @@ def equations(side: Side, maps: Tensor, residual: str, *, slopes: bool = True) -
     if residual == "ratio":
         score, normal, slope = _ratio(side, read, values[:, channels:-1], weight, total, z, linear, slopes)
     else:
-        compare = _difference if residual == "difference" else _correlation
-        score, pull, scale = compare(side, read, weight, total)
+        score, pull, scale = compare(side, read, weight, total, residual)
         normal = slope = maps.new_zeros(())
         if slopes:
             assert side.normal is not None
@@ -177,6 +176,11 @@ def equations(side: Side, maps: Tensor, residual: str, *, slopes: bool = True) -
                 carry = carry.reshape(len(maps), d * (d + 1), -1)
                 slope, normal = (carry @ slope[..., None])[..., 0], carry @ normal @ carry.mT
     return Equations(score, share, normal, slope)
+
+
+def compare(side: Side, read: Tensor, weight: Tensor, total: Tensor, residual: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarity (N,), weighted pull (N, C, P) and scale (N,) of the equations, of what was read (N, C, P) of the other scan."""
+    return (_difference if residual == "difference" else _correlation)(side, read, weight, total)
 
 
 def _correlation(side: Side, read: Tensor, weight: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:

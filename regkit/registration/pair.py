@@ -88,5 +88,5 @@ def _on_grid(name: str, mask: Image, image: Image) -> tuple[Tensor, list[str]]:
     marked = mask.with_data((torch.nan_to_num(mask.luminance().data) != 0).float())
     if mask.grid.same_as(image.grid):
         return marked.data, []
-    moved = warp(marked, Matrix.identity(image.ndim), image.grid, smoothing=False)
+    moved = warp(marked, Matrix.identity(image.ndim), image.grid, antialias="none")
     return (moved.data >= 0.5).float(), [f"{name}_mask: lies on another grid than the scan and was carried over by world position"]

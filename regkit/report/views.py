@@ -55,7 +55,7 @@ class _Scan:
             refined[:, :, axis] /= fine
             refined[:, :, -1] -= (fine - 1) / 2 * refined[:, :, axis]
         shape = (*grid.shape[:-2], grid.shape[-2] * fine, grid.shape[-1] * fine)
-        values = warp(self.image, transform, Grid(shape, refined), fill=self.shown[0], smoothing=False).data
+        values = warp(self.image, transform, Grid(shape, refined), fill=self.shown[0], antialias="none").data
         rows, columns = grid.shape[-2:]
         values = values.reshape(rows, fine, columns, fine).nan_to_num(self.shown[0]).mean((1, 3))
         return scaled(values.numpy(), self.shown)

@@ -180,17 +180,29 @@ class Frame:
     Isotropic, so that rigid stays rigid in mm; scaled by half the longest edge, so that rotations (radians) and shifts
     are of like size and nothing depends on the working resolution.
 
-    centre: (N|1, D) mm; scale: mm.
+    centre: (N|1, D) mm; scale: mm. edges: by axis, the half edge of what the frame surrounds, as shares of the scale; () is
+    all 1.
     """
 
     centre: Tensor
     scale: float
+    edges: tuple[float, ...] = ()
 
     @staticmethod
     def of(grid: Grid) -> Frame:
         """Centre of the grid and half its longest edge."""
         corners = grid.corners()
-        return Frame((corners.amin(1) + corners.amax(1)) / 2, float((corners.amax(1) - corners.amin(1)).max()) / 2)
+        low, high = corners.amin(1), corners.amax(1)
+        edges = (high - low).amax(0).tolist()
+        return Frame((low + high) / 2, max(edges) / 2, tuple(e / max(edges) for e in edges))
+
+    @property
+    def half(self) -> tuple[float, ...]:
+        """The half edge along each axis, in the frame: 1 for the longest."""
+        return self.edges or (1.0,) * self.centre.shape[-1]
+
+    def to(self, device: torch.device | str) -> Frame:
+        return Frame(self.centre.to(device), self.scale, self.edges)
 
     @cached_property
     def matrix(self) -> Tensor:

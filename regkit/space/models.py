@@ -1,8 +1,9 @@
-"""Transform models as data: generators of a matrix group, a closed-form fit to points, and a projection.
+"""Linear and projective transform models as data: generators of a matrix group, a fit to points, and a projection.
 
 A parameter vector θ (N, P) speaks in a centred, isotropically scaled frame F and relative to a start T₀:
 `T = T₀ ∘ F⁻¹ exp(Σ θ_p G_p) F`, so θ = 0 is the start. The generators of the models are nested: those of `rigid` are the
-first of `similarity`, which are the first of `affine`; refinement can let the degrees of freedom grow.
+first of `similarity`, which are the first of `affine`, which are the first of `projective`; refinement can let the degrees of
+freedom grow.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from regkit.errors import GeometryError, choose
+from regkit.space.spline import SplineModel
 
 
 def _unit(ndim: int, entries: dict[tuple[int, int], float]) -> Tensor:
@@ -42,6 +44,15 @@ def _stretches(d: int) -> list[Tensor]:
     """Symmetric, traceless: stretches along and between the axes."""
     along = [_unit(d, {**{(i, i): 1.0 / (k + 1) for i in range(k + 1)}, (k + 1, k + 1): -1.0}) for k in range(d - 1)]
     return along + [_unit(d, {(i, j): 0.5, (j, i): 0.5}) for i, j in itertools.combinations(range(d), 2)]
+
+
+def _affine_basis(d: int) -> list[Tensor]:
+    return _shifts(d) + _skews(d) + _scale(d) + _stretches(d)
+
+
+def _tilts(d: int) -> list[Tensor]:
+    """Perspective: what lies further along an axis is divided by more; θ is the change of the divisor over half the longest edge."""
+    return [_unit(d, {(d, i): 1.0}) for i in range(d)]
 
 
 def _moments(p: Tensor, q: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -98,6 +109,63 @@ def _fit_affine(p: Tensor, q: Tensor, w: Tensor) -> Tensor:
     return _assemble(torch.where(flipped, similar, linear), pc, qc)
 
 
+def _fit_attention(p: Tensor, q: Tensor, w: Tensor) -> Tensor:
+    pc, qc, p, q, w = _moments(p, q, w)
+    scale = ((w * p * q).sum((1, 2)) / (w * p * p).sum((1, 2)).clamp_min(1e-12)).clamp_min(1e-6)
+    return _assemble(scale[:, None, None] * torch.eye(p.shape[-1], dtype=p.dtype, device=p.device), pc, qc)
+
+
+def _fit_projective(p: Tensor, q: Tensor, w: Tensor) -> Tensor:
+    """Gauss–Newton on the distances in mm from the affine fit on, damped where a step does not help (Hartley & Zisserman 2004, 4.2):
+    the algebraic solution minimises no distance, and with noise it may put the horizon among the points."""
+    n, count, d = p.shape
+    start = _fit_affine(p, q, w)
+    scales = [torch.sqrt((_moments(x, x, w)[2].square().sum(-1) * w).sum(1) / w.sum(1) / d).clamp_min(1e-12) for x in (p, q)]
+    frames = [_assemble((1 / s)[:, None, None] * torch.eye(d, dtype=p.dtype, device=p.device), x, torch.zeros_like(x))
+              for s, x in zip(scales, (_moments(p, q, w)[0], _moments(p, q, w)[1]), strict=True)]
+    u, v = (_homogeneous(m, x) for m, x in zip(frames, (p, q), strict=True))
+    total = frames[1] @ start @ torch.linalg.inv(frames[0])
+    generators = torch.stack(_affine_basis(d) + _tilts(d)).to(p)
+    damping = p.new_full((n,), 1e-3)
+
+    def error(m: Tensor) -> Tensor:
+        """Infinite where the horizon comes near the points."""
+        depth = u @ m[:, d, :d, None] + m[:, d, d, None, None]
+        far = ((_homogeneous(m, u) - v).square().sum(-1) * w).sum(1)
+        return torch.where(((depth[..., 0] < 0.05) & (w > 0)).any(1), torch.inf, far)
+
+    for _ in range(30):
+        z = _homogeneous(total, u)
+        lifted = torch.cat([z, torch.ones_like(z[..., :1])], -1)
+        moved = torch.einsum("qij,npj->npqi", generators, lifted)  # a step acts where the point has gone
+        jacobian = (moved[..., :d] - moved[..., d:] * z[:, :, None]) * w.sqrt()[..., None, None]
+        jacobian = jacobian.transpose(2, 3).reshape(n, count * d, -1)
+        rest = ((v - z) * w.sqrt()[..., None]).reshape(n, -1, 1)
+        normal = jacobian.mT @ jacobian
+        ridge = damping[:, None, None] * torch.diag_embed(normal.diagonal(dim1=1, dim2=2)) + 1e-12 * torch.eye(len(generators)).to(p)
+        step = torch.linalg.solve(normal + ridge, jacobian.mT @ rest)[..., 0]
+        new = torch.linalg.matrix_exp(torch.einsum("nq,qij->nij", step, generators)) @ total
+        better = error(new) < error(total)
+        total = torch.where(better[:, None, None], new, total)
+        damping = torch.where(better, damping / 10, damping * 10)
+        if float(step.abs().max()) < 1e-12:
+            break
+    found = torch.linalg.inv(frames[1]) @ total @ frames[0]
+    return found / found[:, d:, d:]
+
+
+def _homogeneous(matrix: Tensor, points: Tensor) -> Tensor:
+    d = points.shape[-1]
+    mapped = points @ matrix[:, :d, :d].mT + matrix[:, None, :d, d]
+    return mapped / (points @ matrix[:, d, :d, None] + matrix[:, None, d:, d])
+
+
+def _project_attention(linear: Tensor) -> Tensor:
+    d = linear.shape[-1]
+    scale = (linear.diagonal(dim1=-2, dim2=-1).sum(-1) / d).clamp_min(1e-6)
+    return scale[:, None, None] * torch.eye(d, dtype=linear.dtype, device=linear.device)
+
+
 def _project_translation(linear: Tensor) -> Tensor:
     return torch.eye(linear.shape[-1], dtype=linear.dtype, device=linear.device).expand_as(linear).clone()
 
@@ -113,13 +181,14 @@ class Model:
     """A transform model: what may move.
 
     basis: D → list of (D+1, D+1) generators. fit: weighted points p, q (N, P, D), w (N, P) → (N, D+1, D+1), det > 0.
-    nearest: linear part (N, D, D) → nearest linear part of the model.
+    nearest: linear part (N, D, D) → nearest linear part of the model. affine: whether lines stay parallel.
     """
 
     name: str
     basis: Callable[[int], list[Tensor]]
     _fit: Callable[[Tensor, Tensor, Tensor], Tensor]
     nearest: Callable[[Tensor], Tensor]
+    affine: bool = True
 
     def generators(self, ndim: int) -> Tensor:
         """(P, D+1, D+1) float64."""
@@ -133,6 +202,8 @@ class Model:
         """θ (N, P) → matrices (N, D+1, D+1) in the frame; θ = 0 is exactly the identity. Differentiable; at least float32."""
         theta = theta if theta.dtype == torch.float64 else theta.float()
         found = torch.linalg.matrix_exp(torch.einsum("np,pij->nij", theta, self.generators(ndim).to(theta)))
+        if not self.affine:
+            return found
         last = torch.eye(ndim + 1, dtype=theta.dtype, device=theta.device)[ndim:]
         # affine to the last bit, which matrix_exp is not
         return torch.cat([found[:, :ndim], last.expand(len(found), 1, -1)], 1)
@@ -144,20 +215,34 @@ class Model:
         return self._fit(p, q, torch.ones_like(p[..., 0]) if w is None else w)
 
     def project(self, matrix: Tensor, centre: Tensor) -> Tensor:
-        """The member nearest to `matrix` (N, D+1, D+1) that maps `centre` (N|1, D) where `matrix` maps it."""
+        """The member nearest to `matrix` (N, D+1, D+1) that maps `centre` (N|1, D) where `matrix` maps it; of a projective matrix,
+        unless the model is, by its linearisation there."""
         d = matrix.shape[-1] - 1
-        image = (matrix[:, :d, :d] @ centre[..., None])[..., 0] + matrix[:, :d, d]
-        return _assemble(self.nearest(matrix[:, :d, :d]), centre.expand_as(image), image)
+        if not self.affine:
+            return matrix / matrix[:, d:, d:]
+        image = _homogeneous(matrix, centre.expand(len(matrix), d)[:, None])[:, 0]
+        depth = (matrix[:, d, :d] * centre).sum(-1) + matrix[:, d, d]
+        linear = (matrix[:, :d, :d] - image[..., None] * matrix[:, d, None, :d]) / depth[:, None, None]
+        return _assemble(self.nearest(linear), centre.expand_as(image), image)
 
 
 MODELS: dict[str, Model] = {
     "translation": Model("translation", _shifts, _fit_translation, _project_translation),
+    "attention": Model("attention", lambda d: _shifts(d) + _scale(d), _fit_attention, _project_attention),
     "rigid": Model("rigid", lambda d: _shifts(d) + _skews(d), _fit_rigid, nearest_rotation),
     "similarity": Model("similarity", lambda d: _shifts(d) + _skews(d) + _scale(d), _fit_similarity, _project_similarity),
-    "affine": Model("affine", lambda d: _shifts(d) + _skews(d) + _scale(d) + _stretches(d), _fit_affine, lambda linear: linear),
+    "affine": Model("affine", _affine_basis, _fit_affine, lambda linear: linear),
+    "projective": Model("projective", lambda d: _affine_basis(d) + _tilts(d), _fit_projective, lambda linear: linear, affine=False),
 }
 
 
-def model(name: str) -> Model:
-    """The model of that name; raises OptionError naming the nearest right one."""
-    return MODELS[choose("model", name, MODELS)]
+MODEL_NAMES = (*MODELS, "tps")
+
+
+def model(name: str, *, control: int = 4, stiffness: float = 0.0) -> Model | SplineModel:
+    """The model of that name; `tps` with so many control points along each axis and such a stiffness.
+
+    Raises OptionError naming the nearest right one."""
+    if choose("model", name, MODEL_NAMES) == "tps":
+        return SplineModel(control, stiffness)
+    return MODELS[name]

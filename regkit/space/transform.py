@@ -118,3 +118,8 @@ def compose(*parts: Transform) -> Transform:
         else:
             merged.append(part)
     return merged[0] if len(merged) == 1 else Composite(tuple(merged))
+
+
+def curved(transform: Transform) -> bool:
+    """Whether a transform bends lines or spaces points on them unevenly, as all but affine matrices do."""
+    return not (isinstance(transform, Matrix) and transform.affine)

@@ -62,7 +62,7 @@ def carried(image: Image, truth: Matrix) -> Image:
     pad = [n // 5 for n in image.grid.shape]
     shift[:d, d] = -torch.tensor(pad, dtype=torch.float64)
     grid = Grid(tuple(n + 2 * p for n, p in zip(image.grid.shape, pad, strict=True)), image.grid.affine @ shift)
-    return warp(image, truth.inverse(), grid, kernel="cubic", smoothing=False)
+    return warp(image, truth.inverse(), grid, kernel="cubic", antialias="none")
 
 
 @pytest.fixture(scope="session")

@@ -32,13 +32,13 @@ def _size(ndim: int) -> float:
 def test_a_known_shift_is_found_below_a_voxel(heads, ndim):
     head, mm = heads[ndim], _size(ndim)
     truth = _shift(*[1.4 * mm, -0.7 * mm, 0.2 * mm][:ndim])
-    scene = _scene(head, warp(head, truth.inverse(), head.grid, kernel="cubic", smoothing=False), mm)
+    scene = _scene(head, warp(head, truth.inverse(), head.grid, kernel="cubic", antialias="none"), mm)
     found = match(scene, 0, [cut(canvas, 0) for canvas in scene.canvases[0]], torch.eye(ndim + 1, dtype=torch.float64)[None])
     away = (truth(found.fixed[None])[0] - found.moving).norm(dim=1) / mm
     assert len(away) > 200
     assert float(away.median()) < 0.6  # a block on a straight edge may slide along it
     nothing = Matches(found.fixed[:0], found.moving[:0], found.alike[:0])
-    assert torch.allclose(fit(found, nothing, MODELS["translation"])[0, :-1, -1] / mm, truth.matrix[0, :-1, -1] / mm, atol=0.1)
+    assert torch.allclose(fit(found, nothing, MODELS["translation"])[0, :-1, -1] / mm, truth.matrix[0, :-1, -1] / mm, atol=0.12)
 
 
 def test_correlation_is_that_of_brute_force(ndim):

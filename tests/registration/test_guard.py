@@ -7,6 +7,7 @@ import regkit
 from regkit import Grid, Image, Matrix, OptionError, OverlapError
 from regkit.registration.guard import look, overlap
 from regkit.registration.pair import make_pair
+from regkit.registration.walk import COST
 from tests.registration.conftest import carried, known_map
 
 FINE = {"end": 0.8}
@@ -25,7 +26,7 @@ def test_the_end_is_never_worse_than_the_best_start(ndim, heads):
     noise = fixed.with_data(torch.randn(fixed.data.shape, generator=draw))
     for moving in (noise, carried(fixed, known_map(fixed.grid, "affine"))):
         guard = regkit.align(fixed, moving, start="mass").trace["guard"]
-        assert guard["similarity_end"] >= guard["similarity_best_start"]
+        assert guard["similarity_end"] >= guard["similarity_best_start"] - COST  # which agreeing blocks may cost
 
 
 def test_noise_is_called_hopeless(ndim, heads):

@@ -50,7 +50,7 @@ def _crop(moving_contrast):
     draw = torch.Generator().manual_seed(3)
     grid = Grid((26, 24, 22), torch.eye(4, dtype=torch.float64)[None])
     field = Image(torch.rand(1, 1, 13, 12, 11, generator=draw), Grid((13, 12, 11), torch.diag(torch.tensor([2.0, 2, 2, 1]))[None].double()))
-    scan = warp(field, Matrix.identity(3), grid, kernel="cubic", smoothing=False)
+    scan = warp(field, Matrix.identity(3), grid, kernel="cubic", antialias="none")
     return scan, scan.with_data(moving_contrast(scan.data))
 
 

@@ -1,0 +1,63 @@
+"""A localisation net that fits the images it looks at: a few convolutions, then θ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from regkit.errors import GeometryError, OptionError
+from regkit.space import Model, SplineModel, model
+
+_SMALLEST = 4  # voxels an axis keeps when it is pooled
+
+
+class Beside(nn.Module):
+    """A net that looks at several images at once: they are laid beside each other as channels."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *images: Tensor) -> Tensor:
+        return self.net(torch.cat(images, 1))
+
+
+def localiser(shape: Sequence[int], model_name: str | Model | SplineModel = "affine", *, width: int = 16, hidden: int = 32,
+              images: int = 1) -> nn.Module:
+    """A small convolutional net that says θ (N, P) for images (N, C, *S) of a known shape.
+
+    shape: (C, *S), of one image. model_name: as `SpatialTransformer` takes it. width: channels of the first convolution; they
+    double, up to four times as many, each time the image is halved. hidden: units before θ. images: how many images it is
+    given at once, for example 2 for moving and fixed.
+
+    Convolution, normalisation of each image by itself, ReLU and halving by average, until an axis has less than 8 voxels; then
+    two linear layers, the last of zero weights and bias: θ = 0, the identity, at the start. No statistics of batches.
+
+    Raises GeometryError for another number of axes, OptionError for numbers below 1.
+    """
+    channels, *size = (int(n) for n in shape)
+    d = len(size)
+    if d not in (2, 3) or min(channels, *size) < 1:
+        raise GeometryError(f"shape: {tuple(shape)}; expected (C, H, W) or (C, H, W, D)")
+    for name, value in (("width", width), ("hidden", hidden), ("images", images)):
+        if value < 1:
+            raise OptionError(f"{name}: {value}; expected 1 or more")
+    conv, pool = (nn.Conv2d, nn.Conv3d)[d - 2], (nn.AvgPool2d, nn.AvgPool3d)[d - 2]
+    layers: list[nn.Module] = []
+    count, most = channels * images, 4 * width
+    while True:
+        layers += [conv(count, width, 3, padding=1), nn.GroupNorm(1, width), nn.ReLU()]
+        count, width = width, min(2 * width, most)
+        halves = tuple(2 if n >= 2 * _SMALLEST else 1 for n in size)
+        if max(halves) == 1:
+            break
+        layers.append(pool(halves))
+        size = [n // k for n, k in zip(size, halves, strict=True)]
+    found = model(model_name) if isinstance(model_name, str) else model_name
+    last = nn.Linear(hidden, found.count(d))
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(count * torch.Size(size).numel(), hidden), nn.ReLU(), last)
+    return net if images == 1 else Beside(net)
