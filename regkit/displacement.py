@@ -44,6 +44,9 @@ class Displacement:
     def inverse(self) -> InverseDisplacement:
         return InverseDisplacement(self)
 
+    def to(self, device: torch.device | str) -> Displacement:
+        return Displacement(self.field.to(device))
+
     def __repr__(self) -> str:
         return f"Displacement({self.ndim}D, on {self.field.grid!r}, fixed → moving)"
 
@@ -70,3 +73,6 @@ class InverseDisplacement:
 
     def inverse(self) -> Displacement:
         return self.forward
+
+    def to(self, device: torch.device | str) -> InverseDisplacement:
+        return InverseDisplacement(self.forward.to(device))

@@ -177,8 +177,8 @@ def _unit_frames(moving: Sequence[int], fixed: Sequence[int], device: torch.devi
     half = tuple(n / longest for n in moving)
     inward = [[(2 * h / m if i == j else 0.0) for j in range(d)] + [h / m - h] for i, (h, m) in enumerate(zip(half, fixed, strict=True))]
     outward = [[(longest / 2 if i == j else 0.0) for j in range(d)] + [(n - 1) / 2] for i, n in enumerate(moving)]
-    last = [[0.0] * d + [1.0]]
-    return half, *(torch.tensor([m + last], dtype=torch.float64, device=device) for m in (inward, outward))
+    both = torch.tensor([[m + [[0.0] * d + [1.0]]] for m in (inward, outward)], dtype=torch.float64, device=device)
+    return half, both[0], both[1]
 
 
 class _Bend:
@@ -202,7 +202,7 @@ class _Bend:
         assert isinstance(spline, SplineModel)
         if torch.compiler.is_compiling():
             return spline.basis(u, self.frame).to(self.moves.dtype)
-        key = (spline, tuple(u.shape), self.frame.half, u[0].tolist(), u[-1].tolist(), u.device, self.moves.dtype)
+        key = (spline, tuple(u.shape), self.frame.half, *u[[0, -1]].flatten().tolist(), u.device, self.moves.dtype)
         kept = self.owner._kept
         if key not in kept:
             while len(kept) >= _KEPT:

@@ -19,7 +19,7 @@ def apply(
     /,
     *,
     transform: Annotated[list[Path], Parameter(
-        name=["--transform", "-t"], help="Transform file (.tfm, .h5, .mat); may be repeated: the first acts first.")],
+        name=["--transform", "-t"], help="Transform file (.tfm, .h5, .mat, .json); may be repeated: the first acts first.")],
     output: Annotated[Path, Parameter(name=["--output", "-o"], help="File to write.")],
     inverse: Annotated[bool, Parameter(help="Go the other way, from fixed to moving.")] = False,
     like: Annotated[Path | None, Parameter(help="The scan on whose grid the result lies; needed for images.")] = None,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EXIT_HOPELESS = 3
 POINT_SPACES = ("ras", "lps", "index")
-OWNED = ("moved.nii.gz", "transform.tfm", "registration.json", "overlay.png", PAGE,
+OWNED = ("moved.nii.gz", "transform.tfm", "transform.json", "displacement.nii.gz", "registration.json", "overlay.png", PAGE,
          "*_moved.nii.gz", "*_in_fixed.csv", "*_in_moving.csv")
 """The names of the files that regkit writes, with wildcards: an output folder that holds others is never replaced."""
 
@@ -219,6 +219,8 @@ def summary(result: Registration, folder: Path) -> list[str]:
              f"similarity  {chosen.get('similarity', result.settings.similarity)}"
              + (f" ({chosen['why']})" if chosen.get("why") else "")]
     change = record["similarity"]
+    if "bent" in (found := {k.removeprefix("similarity_"): v for k, v in result.trace["guard"].items()}):
+        lines.append(f"bent        {found['affine']:.3f} under the affine map, {found['bent']:.3f} bent, at the finest level")
     lines.append(f"agreement   {change['before']:.3f} where the headers put them, {change['after']:.3f} now (1 is equal, 0 unrelated)")
     seconds = record.get("seconds", {})
     if seconds:

@@ -16,20 +16,23 @@ from regkit.io import output_file, output_folder, read_field, read_image, read_p
 from regkit.registration.settings import Settings
 from regkit.space import Transform
 
-MAPS = ("transform.tfm", "transform.mat", "transform.h5", "transform.txt", "displacement.nii.gz", "displacement.nii")
-OWNED = (*MAPS[:1], "registration.json", "run.json")
+MAPS = ("transform.tfm", "transform.mat", "transform.h5", "transform.txt", "transform.json", "displacement.nii.gz", "displacement.nii")
+OWNED = ("transform.tfm", "transform.json", "registration.json", "run.json")
 
 
 def read_outcome(folder: str | Path, case: Case, truth: Truth) -> Outcome:
-    """A method's files of a case: `transform.tfm|.mat|.h5|.txt` (ITK's) or `displacement.nii.gz` (ITK's, LPS), which score labels
-    and landmarks alike; without a map `labels.nii.gz` (the moving labels on the fixed grid) and `points.csv` (the fixed landmarks
-    in the moving scan). Optional: `inverse.tfm|…` or `inverse_displacement.nii.gz`, and `run.json` with seconds and peak_mb.
+    """A method's files of a case: `transform.tfm|.mat|.h5|.txt` (ITK's), `transform.json` (regkit's) or `displacement.nii.gz` (ITK's,
+    LPS), which score labels and landmarks alike; without a map `labels.nii.gz` (the moving labels on the fixed grid) and `points.csv`
+    (the fixed landmarks in the moving scan). Optional: `inverse.tfm|…` or `inverse_displacement.nii.gz`, and `run.json` with seconds
+    and peak_mb.
 
     Raises FormatError where there is nothing, or files of two maps."""
     place = case_folder(folder, case)
     if not place.is_dir():
         raise FormatError(f"no result: {place} does not exist")
     found = [place / name for name in MAPS if (place / name).exists()]
+    if any(path.suffix == ".json" for path in found):  # regkit writes the same map as a field beside it
+        found = [path for path in found if "displacement" not in path.name]
     if len(found) > 1:
         raise FormatError(f"{place} holds {found[0].name} and {found[1].name}; expected one map")
     cost = _cost(place / "run.json")
@@ -83,9 +86,9 @@ def align_case(case: Case, settings: Settings, folder: Path) -> None:
         result = align(**scans, settings=settings)
         said = {**asked, "seconds": result.trace["seconds"]["total"], "peak_mb": _peak_mb(), "findings": list(result.findings)}
         with output_folder(place, overwrite=True, owned=OWNED) as stage:
-            write_transform(result.transform, stage / OWNED[0])
-            (stage / OWNED[1]).write_text(json.dumps(result.record(), indent=1) + "\n", encoding="utf-8")
-            (stage / OWNED[2]).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+            write_transform(result.transform, stage / OWNED[0 if result.affine else 1])
+            (stage / OWNED[2]).write_text(json.dumps(result.record(), indent=1) + "\n", encoding="utf-8")
+            (stage / OWNED[3]).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Linear transforms in ITK's files, as ITK, ANTs and 3D Slicer read them: LPS there, RAS here; both fixed → moving."""
+"""Transforms as files: linear ones in ITK's, as ITK, ANTs and 3D Slicer read them (LPS there, RAS here; both fixed → moving), others
+in JSON, and displacement fields."""
 
 from __future__ import annotations
 
@@ -10,21 +11,24 @@ import torch
 
 from regkit.errors import FormatError, GeometryError, OptionError
 from regkit.image import Image
-from regkit.io.images import read_image
+from regkit.io import native
+from regkit.io.images import read_image, write_image
 from regkit.io.itk import matrix_to_lps, matrix_to_ras, points_to_ras
 from regkit.io.output import output_file
 from regkit.io.slices import named, reason
-from regkit.space import Matrix
+from regkit.space import Grid, Matrix, Transform
 
 _TEXT = (".tfm", ".txt")
 _BINARY = (".h5", ".hdf5", ".mat")
+SUFFIXES = (*_TEXT, *_BINARY, native.SUFFIX)
 _MAGIC = b"#Insight Transform File"
 _HDF = b"\x89HDF\r\n\x1a\n"
 _REACH = 1000.0  # mm; where the map is probed
 
 
-def read_transform(path: str | Path, ndim: int | None = None) -> Matrix:
-    """The linear transform in an ITK file (.tfm, .txt, .h5, .mat): one of ITK's linear kinds or a composite of them.
+def read_transform(path: str | Path, ndim: int | None = None) -> Transform:
+    """The linear transform in an ITK file (.tfm, .txt, .h5, .mat), one of ITK's linear kinds or a composite of them; or whatever
+    `write_transform` put into a .json file.
 
     ndim: 2 or 3 if only that will do.
 
@@ -33,23 +37,31 @@ def read_transform(path: str | Path, ndim: int | None = None) -> Matrix:
     path = Path(path).expanduser()
     where = f"transform: {path}"
     suffix = path.suffix.lower()
-    if suffix not in _TEXT + _BINARY:
-        raise FormatError(f"{where} has none of the known suffixes {', '.join(_TEXT + _BINARY)}; expected an ITK transform")
+    if suffix not in SUFFIXES:
+        raise FormatError(f"{where} has none of the known suffixes {', '.join(SUFFIXES)}; expected an ITK transform, or regkit's .json")
     try:
         with path.open("rb") as file:
             head = file.read(4096)
     except (OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError)
         raise FormatError(f"{where} {'does not exist; check the path' if missing else f'cannot be read: {error}'}") from error
+    if suffix == native.SUFFIX:
+        found = native.decode(path, where)
+        _check_dims(found.ndim, ndim, where)
+        return found
     _check_head(head, suffix, where)
     transform = _read_itk(path, where)
     dims = int(transform.GetDimension())
-    if ndim is not None and dims != ndim:
-        raise GeometryError(f"{where} is a {dims}D transform; expected {ndim}D, as the scans are")
+    _check_dims(dims, ndim, where)
     if dims not in (2, 3):
         raise GeometryError(f"{where} is a {dims}D transform; expected 2D or 3D")
     with named(where):
         return Matrix(matrix_to_ras(torch.from_numpy(_probe(transform, dims, where))))
+
+
+def _check_dims(dims: int, ndim: int | None, where: str) -> None:
+    if ndim is not None and dims != ndim:
+        raise GeometryError(f"{where} is a {dims}D transform; expected {ndim}D, as the scans are")
 
 
 def _check_head(head: bytes, suffix: str, where: str) -> None:
@@ -111,23 +123,30 @@ def _probe(transform: Any, dims: int, where: str) -> np.ndarray:
     return matrix
 
 
-def write_transform(transform: Matrix, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write one matrix as an ITK AffineTransform: text (.tfm, .txt; the same bytes for the same matrix), .h5 or .mat.
+def write_transform(transform: Transform, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write one affine matrix as an ITK AffineTransform: text (.tfm, .txt; the same bytes for the same matrix), .h5 or .mat; or any
+    matrix, spline or sequence of them as .json, which only regkit reads.
 
-    Raises FormatError for another suffix, GeometryError for a batch, OutputError for a place that is taken or read-only.
+    Raises FormatError for another suffix or kind, GeometryError for a batch, OutputError for a place that is taken or read-only.
     """
     path = Path(path).expanduser()
     suffix = path.suffix.lower()
-    if suffix not in _TEXT + _BINARY:
-        raise FormatError(f"output: {path.name}: a transform is written as one of {', '.join(_TEXT + _BINARY)}")
+    if suffix not in SUFFIXES:
+        raise FormatError(f"output: {path.name}: a transform is written as one of {', '.join(SUFFIXES)}")
+    if suffix == native.SUFFIX:
+        text = native.encode(transform)
+        with output_file(path, overwrite=overwrite) as temporary:
+            temporary.write_text(text, encoding="ascii")
+        return path
     if not isinstance(transform, Matrix):
-        raise FormatError(f"transform: a {type(transform).__name__} does not go into an ITK affine file; expected a Matrix")
+        raise FormatError(f"transform: a {type(transform).__name__} does not go into an ITK affine file; give a name that ends in .json")
     if len(transform.matrix) != 1:
         raise GeometryError(f"transform: a batch of {len(transform.matrix)}; expected one transform a file")
     dims = transform.ndim
     matrix = matrix_to_lps(transform.matrix[0].detach().cpu())
     if not torch.allclose(matrix[dims], torch.eye(dims + 1, dtype=matrix.dtype)[dims], rtol=0, atol=1e-9):  # rounding is not
-        raise GeometryError(f"transform: last row {matrix[dims].tolist()} is projective; an ITK affine file cannot hold it")
+        raise GeometryError(f"transform: last row {matrix[dims].tolist()} is projective; an ITK affine file cannot hold it, "
+                            "give a name that ends in .json")
     parameters = [v + 0.0 for v in (*matrix[:dims, :dims].flatten().tolist(), *matrix[:dims, dims].tolist())]
     with output_file(path, overwrite=overwrite) as temporary:
         if suffix in _TEXT:
@@ -164,3 +183,13 @@ def read_field(path: str | Path, ndim: int) -> Image:
         raise FormatError(f"displacement: {path} is {field.ndim}D with {field.channels} channel{'s' * (field.channels != 1)}; expected "
                           f"{ndim}D with {ndim} channels, as ITK writes it (NIfTI: X, Y, Z, 1, {ndim})")
     return field.with_data(points_to_ras(field.data.float().movedim(1, -1)).movedim(-1, 1).float())
+
+
+def write_field(transform: Transform, grid: Grid, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write what a transform adds to the points of a grid as a displacement field, as ITK, ANTs and 3D Slicer read it: mm, LPS.
+
+    Between its points other tools interpolate linearly; a field on the fixed scan's grid is as exact as that scan's voxels."""
+    points = grid.points()
+    moves = torch.cat([transform(part) - part for part in points.split(500_000, 1)], 1)
+    field = points_to_ras(moves).mT.reshape(1, grid.ndim, *grid.shape)  # the flip is its own inverse
+    return write_image(Image(field.float(), grid), path, overwrite=overwrite)

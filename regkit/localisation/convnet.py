@@ -53,7 +53,7 @@ def localiser(shape: Sequence[int], model_name: str | Model | SplineModel = "aff
         halves = tuple(2 if n >= 2 * _SMALLEST else 1 for n in size)
         if max(halves) == 1:
             break
-        layers.append(pool(halves))
+        layers.append(pool(halves))  # type: ignore[arg-type]
         size = [n // k for n, k in zip(size, halves, strict=True)]
     found = model(model_name) if isinstance(model_name, str) else model_name
     last = nn.Linear(hidden, found.count(d))

@@ -17,6 +17,7 @@ import torch
 from regkit.errors import OptionError, OverlapError
 from regkit.image import Image
 from regkit.io import read_image, read_transform, sha256
+from regkit.registration.bend import bend
 from regkit.registration.guard import look, overlap
 from regkit.registration.pair import Pair, make_pair
 from regkit.registration.pyramid import build, choose_levels
@@ -24,7 +25,11 @@ from regkit.registration.result import Registration
 from regkit.registration.settings import START_NAMES, Settings
 from regkit.registration.steps import Outcome, Scene, score
 from regkit.registration.walk import walk
-from regkit.space import MODELS, Frame, Matrix
+from regkit.similarity import SIMILARITIES
+from regkit.space import MODELS, Frame, Matrix, Transform, model
+from regkit.space.transform import compose, linearised
+
+CURVED = ("projective", "tps")  # models that begin where the affine map ends
 
 
 def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any = None, settings: Settings | None = None,
@@ -65,13 +70,15 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
         canvases = build(pair, levels or choose_levels(pair)[:1], literal=settings.similarity == "mse",
                          run=run)
         frame = Frame.of(pair.fixed.grid)
-        scene = Scene(canvases, frame, MODELS[settings.model], settings.seed, run)
+        scene = Scene(canvases, frame, MODELS["affine" if settings.model in CURVED else settings.model], settings.seed, run)
         built = time.perf_counter()
         start = "given" if given is not None else settings.start
         outcome = walk(scene, settings.similarity, start, None if given is None else _in_frame(given, frame), bool(levels), tell)
         transform = _finish(outcome, scene)
         eye = _in_frame(Matrix.identity(pair.ndim).to(device), frame)
         outcome.scores["header"] = score(scene, min(1, len(canvases) - 1), tuple(outcome.similarity.split("+")), eye)
+        bent = _bend(scene, outcome, settings, bool(levels), tell) if settings.model in CURVED else None
+        transform = transform if bent is None else compose(transform, bent)
         findings = look(pair, transform, outcome.scores)
     tell("done", 1.0)
     seconds = {"read": read - began, "pyramid": built - read, **outcome.seconds, "total": time.perf_counter() - began}
@@ -104,13 +111,39 @@ def _given(pair: Pair, settings: Settings) -> tuple[Matrix | None, list[str]]:
     given = read_transform(settings.start, ndim=pair.ndim)
     if overlap(pair, given) == 0:
         raise OverlapError(f"start: {settings.start} carries the scans apart, they do not overlap; check that it belongs to this pair")
-    model = MODELS[settings.model]
-    member = model.project(given.matrix, pair.fixed.grid.centre.cpu())
-    away = float((Matrix(member)(pair.fixed.grid.corners().cpu()) - given(pair.fixed.grid.corners().cpu())).norm(dim=-1).max())
+    kind = "affine" if settings.model in CURVED else settings.model
+    centre, corners = pair.fixed.grid.centre.cpu(), pair.fixed.grid.corners().cpu()
+    member = MODELS[kind].project(given.matrix if isinstance(given, Matrix) else _touching(given, centre), centre)
+    away = float((Matrix(member)(corners) - given(corners)).norm(dim=-1).max())
     if away < 1e-4:
-        return given.to(pair.fixed.grid.device), []
-    return Matrix(member).to(pair.fixed.grid.device), [f"start: {settings.start} is no {settings.model} map; the nearest one was taken "
+        return Matrix(member).to(pair.fixed.grid.device), []
+    return Matrix(member).to(pair.fixed.grid.device), [f"start: {settings.start} is no {kind} map; the nearest one was taken "
                                                        f"(corners of the scan shift by up to {away:.3g} mm)"]
+
+
+def _touching(transform: Transform, centre: torch.Tensor) -> torch.Tensor:
+    """The affine map (1, D+1, D+1) that touches a curved one at a point (1, D)."""
+    linear = linearised(transform, centre, 1.0)
+    matrix = torch.eye(centre.shape[-1] + 1, dtype=linear.dtype)[None].clone()
+    matrix[:, :-1, :-1], matrix[0, :-1, -1] = linear, transform(centre[None])[0, 0] - linear[0] @ centre[0]
+    return matrix
+
+
+def _bend(scene: Scene, outcome: Outcome, settings: Settings, refined: bool, tell: Callable[[str, float], None]) -> Transform | None:
+    """What bends the affine map, acting before it; None where nothing is to be refined."""
+    if not refined:
+        outcome.notes.append(f"nothing was refined, so the map is affine and not {settings.model}")
+        return None
+    began = time.perf_counter()
+    tell("bend", 0.95)
+    names = tuple(name for name in outcome.similarity.split("+") if SIMILARITIES[name].residual in ("correlation", "difference"))
+    if not names:
+        outcome.notes.append(f"the map was bent under mind, which least squares can follow; {outcome.similarity} led to the affine map")
+    kind = model(settings.model, control=settings.control, stiffness=settings.stiffness)
+    found, values = bend(scene, names or ("mind",), outcome.map, kind)
+    outcome.scores |= {"affine": values[-2], "bent": values[-1]}
+    outcome.seconds["bend"] = time.perf_counter() - began
+    return found
 
 
 def _in_frame(transform: Matrix, frame: Frame) -> torch.Tensor:

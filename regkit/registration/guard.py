@@ -9,7 +9,8 @@ import torch
 
 from regkit.registration.pair import Pair
 from regkit.sampling import inside
-from regkit.space import Matrix
+from regkit.space import Matrix, Transform
+from regkit.space.transform import curved, linearised
 
 LEAST_OVERLAP, FEW_OVERLAP = 0.02, 0.25  # of the smaller field of view
 FAR_SCALE, ODD_SCALE = 4.0, 1.8  # times, or one over
@@ -19,7 +20,7 @@ LITTLE_INSIDE = 0.35  # MIND of what lies inside both scans, where one has a con
 UNRELATED, DOUBTFUL = 0.03, 0.1  # similarity at the end
 
 
-def overlap(pair: Pair, transform: Matrix) -> float:
+def overlap(pair: Pair, transform: Transform) -> float:
     """Share of the smaller scan's counting voxels that the other scan sees, in [0, 1]."""
     shares = []
     for home, weight, away, way in ((pair.fixed, pair.fixed_weight, pair.moving, transform),
@@ -45,11 +46,29 @@ def _sizes(pair: Pair) -> list[str]:
             "check that both headers (a picture's resolution tag) state the right size"]
 
 
-def look(pair: Pair, transform: Matrix, scores: dict[str, float]) -> dict[str, Any]:
+def _linear(pair: Pair, transform: Transform) -> torch.Tensor:
+    """(D, D): the map's linear part, at the middle of the fixed scan."""
+    if isinstance(transform, Matrix) and transform.affine:
+        return transform.matrix[0, :-1, :-1]
+    return linearised(transform, pair.fixed.grid.centre, float(pair.fixed.grid.spacing.min()))[0]
+
+
+def _folded(pair: Pair, transform: Transform) -> float:
+    """The share of the fixed scan where the map turns space inside out, at some thousands of points."""
+    if not curved(transform):
+        return 0.0
+    grid = pair.fixed.grid.shrink(tuple(max(1, n // 24) for n in pair.fixed.grid.shape))
+    upright = torch.linalg.det(_linear(pair, transform)).sign()
+    volumes = torch.linalg.det(linearised(transform, grid.points()[0], float(pair.fixed.grid.spacing.min())))
+    return float((volumes * upright <= 0).double().mean())
+
+
+def look(pair: Pair, transform: Transform, scores: dict[str, float]) -> dict[str, Any]:
     """Findings in sentences, the numbers behind them, and whether the result is hopeless."""
     d = pair.ndim
-    stretches = torch.linalg.svdvals(transform.matrix[0, :d, :d].cpu())
-    scale = float(torch.linalg.det(transform.matrix[0, :d, :d]).abs() ** (1 / d))
+    linear = _linear(pair, transform).cpu()
+    stretches = torch.linalg.svdvals(linear)
+    scale = float(torch.linalg.det(linear).abs() ** (1 / d))
     shear = float(stretches.max() / stretches.min())
     share = overlap(pair, transform)
     findings, hopeless = [], False
@@ -66,6 +85,10 @@ def look(pair: Pair, transform: Matrix, scores: dict[str, float]) -> dict[str, A
     if shear > ODD_SHEAR:
         findings.append(f"the map stretches one direction {shear:.2f} times as much as another")
     findings += _sizes(pair)
+    folded = _folded(pair, transform)
+    if folded > 0:
+        findings.append(f"the map folds at {100 * folded:.2g} % of the fixed scan: there it has no inverse; take fewer control "
+                        "points, or more stiffness")
     if scores["end"] < UNRELATED:
         findings.append(f"the scans do not resemble each other at the result (similarity {scores['end']:.3f}, unrelated is 0)")
         hopeless = True

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regkit.registration.pyramid import features_of
 from regkit.registration.shifts import shifted
-from regkit.registration.start import Candidate, angle_between, search_structure, spread_out
+from regkit.registration.start import TURNLESS, Candidate, angle_between, search_structure, spread_out
 from regkit.registration.steps import Outcome, Scene, growth, refine, score
 from regkit.similarity import SIMILARITIES
 from regkit.space import MODELS
@@ -45,7 +45,7 @@ def by_structure(scene: Scene, judge: Scene, name: str, poses: Poses, outcome: O
     """The poses, and if none of them can be right those found among all shifts of many rotations by MIND."""
     best = poses.judged.argmax()
     asked = UNSURE if judge is scene or bool(poses.upright[best]) else UNSURE_INSIDE
-    if scene.model.name == "translation" or float(poses.judged[best]) >= asked:
+    if scene.model.name in TURNLESS or float(poses.judged[best]) >= asked:
         return poses
     found = search_structure(*judge.canvases[0], scene.frame, STRUCTURED, scene.run)
     poses = poses + settle(judge, "mind", found, judge, outcome)
@@ -58,7 +58,7 @@ def nearby(scene: Scene, judge: Scene, poses: Poses, outcome: Outcome) -> Poses:
     """The poses, and those found by structure around the best: where two bodies share a part only, a search over whole scans ends
     near the right pose, locked on neighbouring structures."""
     d, best = poses.maps.shape[-1] - 1, int(poses.judged.argmax())
-    model = MODELS[scene.model.name if scene.model.name in ("translation", "rigid") else "similarity"]
+    model = MODELS[scene.model.name if scene.model.name in (*TURNLESS, "rigid") else "similarity"]
     linear = model.generators(d)[:, :d, :d]
     turns = linear.diagonal(dim1=-2, dim2=-1).abs().sum(-1) == 0
     reach = torch.where(linear.abs().sum((1, 2)) == 0, NEAR_SHIFT, torch.where(turns, NEAR_TURN, NEAR_SCALE))

@@ -12,13 +12,15 @@ from typing import Any, overload
 import numpy as np
 from torch import Tensor
 
+from regkit.errors import GeometryError
 from regkit.image import Image
-from regkit.io import Points, output_folder, write_image, write_transform
+from regkit.io import Points, output_folder, write_field, write_image, write_transform
 from regkit.registration.apply import apply, carry_image
 from regkit.registration.settings import Settings
-from regkit.space import Matrix
+from regkit.space import Composite, Matrix, Transform
 
 FILES = ("moved.nii.gz", "transform.tfm", "registration.json")
+CURVED = ("transform.json", "displacement.nii.gz")  # in place of the .tfm, where the map is not affine
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +33,24 @@ class Registration:
 
     fixed: Image
     moving: Image
-    transform: Matrix
+    transform: Transform
     settings: Settings
     trace: dict[str, Any] = field(repr=False)
 
     @property
     def matrix(self) -> np.ndarray:
-        """(D+1, D+1) float64: fixed world → moving world, RAS+ mm."""
-        return self.transform.matrix[0].cpu().numpy().copy()
+        """(D+1, D+1) float64: fixed world → moving world, RAS+ mm; where a spline bends the map, the affine map it bends.
+
+        Raises GeometryError for the inverse of such a map, which bends none."""
+        first = self.transform.parts[0] if isinstance(self.transform, Composite) else self.transform
+        if not isinstance(first, Matrix):
+            raise GeometryError("matrix: the inverse of a thin-plate spline has none; take that of the registration itself")
+        return first.matrix[0].cpu().numpy().copy()
+
+    @property
+    def affine(self) -> bool:
+        """Whether the map is affine, and goes into ITK's files as it is."""
+        return isinstance(self.transform, Matrix) and self.transform.affine
 
     @cached_property
     def moved(self) -> Image:
@@ -85,14 +97,23 @@ class Registration:
 
     def record(self) -> dict[str, Any]:
         """All of it as plain numbers and strings, the content of `registration.json`."""
-        return {"matrix": self.matrix.tolist(), **self.trace, "settings": self.settings.as_dict()}
+        return {"matrix": self._matrix(), **self.trace, "settings": self.settings.as_dict()}
+
+    def _matrix(self) -> list[list[float]] | None:
+        try:
+            return self.matrix.tolist()
+        except GeometryError:
+            return None
 
     def write(self, folder: Path) -> None:
-        """Write moved.nii.gz, transform.tfm and registration.json into an existing folder."""
+        """Write moved.nii.gz, transform.tfm and registration.json into an existing folder; a map that is not affine as
+        transform.json, exactly, and as displacement.nii.gz, which ITK, ANTs and 3D Slicer read."""
         moved = self.moved
         began = time.perf_counter()
         write_image(moved, folder / FILES[0])
-        write_transform(self.transform, folder / FILES[1])
+        write_transform(self.transform, folder / (FILES[1] if self.affine else CURVED[0]))
+        if not self.affine:
+            write_field(self.transform, self.fixed.grid, folder / CURVED[1])
         self.trace["seconds"]["write"] = round(time.perf_counter() - began, 4)
         (folder / FILES[2]).write_text(json.dumps(self.record(), indent=1) + "\n")
 
@@ -100,7 +121,7 @@ class Registration:
         """Write the same files into a new or empty folder, all or nothing → the folder.
 
         Raises OutputError if the folder holds files; with `overwrite` an earlier result is replaced."""
-        with output_folder(folder, overwrite=overwrite, owned=FILES) as stage:
+        with output_folder(folder, overwrite=overwrite, owned=(*FILES, *CURVED)) as stage:
             self.write(stage)
         return Path(folder)
 

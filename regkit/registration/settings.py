@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, fields
 
 from regkit.errors import OptionError, choose
 
-MODEL_NAMES = ("translation", "rigid", "similarity", "affine")
+MODEL_NAMES = ("translation", "attention", "rigid", "similarity", "affine", "projective", "tps")
 SIMILARITY_NAMES = ("mse", "ncc", "lncc", "cr", "mi", "edge", "mind", "ngf")
 START_NAMES = ("auto", "header", "centre", "mass", "moments", "search")
+MOST_CONTROL = 8  # in 3D 1,536 parameters
 INTERPOLATION_NAMES = ("linear", "cubic", "nearest")
 
 
@@ -24,7 +25,7 @@ class Settings:
     """
 
     model: str = "affine"
-    """What may move: translation, rigid, similarity or affine."""
+    """What may move: translation, attention (shift and one scale), rigid, similarity, affine, projective or tps (thin-plate spline)."""
     similarity: str = "auto"
     """What "aligned" means: auto, mse, ncc, lncc, cr, mi, edge, mind or ngf; auto looks at the pair and says what it chose."""
     start: str = "auto"
@@ -37,6 +38,10 @@ class Settings:
     """Working resolutions in mm, coarse to fine, such as 10,5,2.5; 0 means no refinement; auto follows the scans."""
     volume: int | None = None
     """Which volume of a 4D scan to take, from 0."""
+    control: int = 5
+    """Control points along each axis of a thin-plate spline."""
+    stiffness: float = 0.0
+    """How much more than usual a thin-plate spline resists bending; 0.1 is stiff."""
     seed: int = 0
     """Seed of the sample points."""
     threads: int | None = None
@@ -49,10 +54,14 @@ class Settings:
         choose("similarity", self.similarity, ("auto", *SIMILARITY_NAMES))
         choose("interpolation", self.interpolation, INTERPOLATION_NAMES)
         choose("device", self.device, ("auto", "cpu", "cuda"))
-        if not self.start.lower().endswith((".tfm", ".txt", ".h5", ".hdf5", ".mat")):
+        if not self.start.lower().endswith((".tfm", ".txt", ".h5", ".hdf5", ".mat", ".json")):
             choose("start", self.start, START_NAMES)
         self.fill_value(0.0)
         self.level_list()
+        if not 2 <= self.control <= MOST_CONTROL:
+            raise OptionError(f"control: {self.control}; expected 2 to {MOST_CONTROL} control points along each axis")
+        if not 0 <= self.stiffness < math.inf:
+            raise OptionError(f"stiffness: {self.stiffness}; expected a number from 0 on")
         if self.threads is not None and self.threads < 1:
             raise OptionError(f"threads: {self.threads}; expected 1 or more")
         if self.volume is not None and self.volume < 0:

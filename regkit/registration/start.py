@@ -107,6 +107,7 @@ SEARCH_POINTS = (160, 1000)  # for all rotations, and for the better ones
 TURNED = 700  # rotations each of whose shifts are looked at where all else fails
 SEARCHED = 40  # rotations a measure that are looked at again
 # what ranks the rotations: a global measure sees far, a local one tells symmetric poses apart, cr sees through contrast
+TURNLESS = ("translation", "attention")  # models that keep the orientation
 _RANKED_BY = {"auto": ("ncc", "lncc", "cr", "edge"), "mse": ("ncc",), "ncc": ("ncc",), "lncc": ("ncc", "lncc")}
 
 
@@ -142,13 +143,13 @@ def search_structure(fixed: Canvas, moving: Canvas, frame: Frame, count: int, ru
 
 def candidates(fixed: Canvas, moving: Canvas, frame: Frame, model: Model, start: str, similarity: str, seed: int,
                run: Run = map) -> list[Candidate]:
-    """Where to begin for one of the start names; a translation cannot turn, so its searches keep the header's orientation."""
+    """Where to begin for one of the start names; what cannot turn keeps the header's orientation."""
     straight = upright(fixed, moving, frame)
     if start == "auto":
         straight += slid(fixed, moving, frame, run)
     if start in ("header", "centre", "mass"):
         return [c for c in straight if c.origin == start]
-    if model.name == "translation":
+    if model.name in TURNLESS:
         return straight
     turned = [Candidate(m, "moments", False) for m in moments(fixed, moving, frame)]
     if start == "moments":

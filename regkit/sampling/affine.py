@@ -46,10 +46,11 @@ def seen(start: Tensor, step: Tensor, count: int, shape: Sequence[int]) -> Tenso
     a, b = low / pace, high / pace
     begin, end = torch.minimum(a, b), torch.maximum(a, b)
     within = (low <= 0) & (high >= 0)
-    begin = torch.where(still, torch.where(within, -1.0, count), begin).amax(-1).ceil().clamp(-1, count).int()
-    end = torch.where(still, torch.where(within, count, -1.0), end).amin(-1).floor().clamp(-1, count).int()
-    number = torch.arange(count, dtype=torch.int32, device=start.device)
-    return (number >= begin[..., None]) & (number <= end[..., None])
+    begin = torch.where(still, torch.where(within, -1.0, count), begin).amax(-1).ceil().clamp(-1, count)
+    end = torch.where(still, torch.where(within, count, -1.0), end).amin(-1).floor().clamp(-1, count)
+    middle, half = ((begin + end) / 2).float(), ((end - begin) / 2).float()  # halves of whole numbers: exact
+    number = torch.arange(count, dtype=torch.float32, device=start.device)
+    return (number - middle[..., None]).abs_() <= half[..., None]
 
 
 def read_lines(data: Tensor, mapping: Tensor, grid: Grid, low: int, high: int, shape: tuple[int, ...],
@@ -68,22 +69,27 @@ def read_lines(data: Tensor, mapping: Tensor, grid: Grid, low: int, high: int, s
 
 def read_affine(data: Tensor, mapping: Tensor, shape: Sequence[int], blocks: Sequence[int], padding: str) -> Tensor:
     """Linear values (N, C, *shape) of data (N|1, C, *S / blocks) under index maps (N|1, D+1, D+1), differentiable in both; what lies
-    outside is as torch's `padding` border or reflection has it. By torch's own pair of affine_grid and grid_sample."""
+    outside is as torch's `padding` border or reflection has it.
+
+    Coordinates are the sum of those of a line's start and of a ramp along it: a third of the time of torch's `affine_grid`."""
     d, n = len(shape), max(len(data), len(mapping))
     theta = normalised(mapping, shape, [m * k for m, k in zip(data.shape[2:], blocks, strict=True)]).to(data.dtype)
-    # torch threads its 3D CPU kernel over the batch only: part the output among an expanded batch
+    ramps = [torch.arange(m, dtype=data.dtype, device=data.device) * (2 / m) + (1 / m - 1) for m in shape]
+    rest = torch.stack([*(g.flatten() for g in reversed(torch.meshgrid(*ramps[:-1], indexing="ij"))),
+                        ramps[0].new_ones(shape[:-1]).flatten()], -1)  # (lines, D)
+    # torch threads its 3D CPU kernel over the batch only: part the lines among an expanded batch
     parts = torch.get_num_threads() // n if d == 3 and data.device.type == "cpu" and not torch.compiler.is_compiling() else 1
-    parts = parts if 1 < parts <= shape[0] // 8 else 1
-    theta, data = theta.expand(n, -1, -1), data.expand(n, *data.shape[1:])
-    slab = -(-shape[0] // parts)
+    parts = parts if parts > 1 and len(rest) % parts == 0 else 1
+    with torch.autocast(data.device.type, enabled=False):  # coordinates keep their precision
+        start, along = rest @ theta[:, :, 1:].mT, ramps[-1][:, None] * theta[:, None, :, 0]
+        grid = (start[:, :, None] + along[:, None]).expand(n, -1, -1, -1)
+        grid = grid.reshape(n * parts, *[1] * (d - 2), -1, shape[-1], d)
+        batch = data.expand(n, *data.shape[1:])
+        batch = batch if parts == 1 else batch[:, None].expand(-1, parts, *data.shape[1:]).flatten(0, 1)
+        values = F.grid_sample(batch, grid, padding_mode=padding, align_corners=False)
     if parts > 1:
-        theta, data = _slabs(theta, parts, slab, shape[0]), data.repeat_interleave(parts, 0) if n > 1 else data.expand(parts, *data.shape[1:])
-    with torch.autocast(data.device.type, enabled=False):  # grids keep their precision
-        grid = F.affine_grid(theta, [n * parts, 1, slab, *shape[1:]], align_corners=False)
-        values = F.grid_sample(data, grid, padding_mode=padding, align_corners=False)
-    if parts > 1:
-        values = values.reshape(n, parts, -1, slab, *shape[1:]).transpose(1, 2).flatten(2, 3)[:, :, : shape[0]]
-    return values
+        values = values.reshape(n, parts, data.shape[1], -1).transpose(1, 2)
+    return values.reshape(n, data.shape[1], *shape)
 
 
 def normalised(mapping: Tensor, shape: Sequence[int], extent: Sequence[float]) -> Tensor:
@@ -92,14 +98,5 @@ def normalised(mapping: Tensor, shape: Sequence[int], extent: Sequence[float]) -
     d = len(shape)
     goal = [[(n / 2 if i == j else 0.0) for j in range(d)] + [(n - 1) / 2] for i, n in enumerate(shape)] + [[0.0] * d + [1.0]]
     home = [[(2 / n if i == j else 0.0) for j in range(d)] + [1 / n - 1] for i, n in enumerate(extent)] + [[0.0] * d + [1.0]]
-    whole = torch.tensor(home).to(mapping) @ mapping @ torch.tensor(goal).to(mapping)
+    whole = mapping.new_tensor(home) @ mapping @ mapping.new_tensor(goal)
     return torch.cat([whole[:, :d, :d].flip(1, 2), whole[:, :d, d:].flip(1)], 2)
-
-
-def _slabs(theta: Tensor, parts: int, slab: int, size: int) -> Tensor:
-    """Torch's maps (N, D, D+1) of a target as those (N parts, D, D+1) of its slabs along the first axis, its last coordinate."""
-    d = theta.shape[1]
-    centres = (torch.arange(parts, device=theta.device, dtype=theta.dtype) * 2 + 1) * slab / size - 1
-    along = theta[:, None, :, d - 1: d]
-    return torch.cat([theta[:, None, :, : d - 1].expand(-1, parts, -1, -1), (along * (slab / size)).expand(-1, parts, -1, -1),
-                      theta[:, None, :, d:] + along * centres[:, None, None]], 3).flatten(0, 1)

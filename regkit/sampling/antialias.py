@@ -51,7 +51,7 @@ def prefilter(data: Tensor, wide: Tensor, blocks: Sequence[int] | None = None) -
         return along(data, [sharp_one(n, k, b) if n > 1 and (k > SHARP or b > 1) else None
                             for n, k, b in zip(size, steps, blocks, strict=True)])
     with torch.no_grad():
-        wide = wide.to(data.dtype)
+        wide = wide.round(decimals=4).to(data.dtype)  # as for one item alone
         kernels = [sharp(n, wide[:, a], b) if n > 1 else None for a, (n, b) in enumerate(zip(size, blocks, strict=True))]
     return along(data.expand(max(len(data), len(wide)), *data.shape[1:]), kernels)
 
@@ -64,16 +64,15 @@ def in_blocks(index: Tensor, blocks: Sequence[int]) -> Tensor:
     return (index - (size - 1) / 2) / size
 
 
-def supersampling(mapping: Tensor) -> tuple[int, ...]:
-    """Into how many sub-points each step of the target is to be parted, by axis, for one index map (1, D+1, D+1); all 1 where
+def supersampling(mapping: Tensor) -> list[tuple[int, ...]]:
+    """Into how many sub-points each step of the target is to be parted, by axis, for each of index maps (N, D+1, D+1); all 1 where
     filters along the source's axes smooth little more than is due."""
     d = mapping.shape[-1] - 1
-    linear = mapping[0, :d, :d].detach().cpu().double()
-    rows, singular = linear.norm(dim=1), torch.linalg.svdvals(linear)
-    if float(rows.clamp_min(1).prod()) <= _ROUND * float(singular.clamp_min(1).prod()):
-        return (1,) * d
-    base = max(float(singular[-1]), 1.0)
-    return tuple(max(1, math.ceil(step / base - 0.25)) for step in linear.norm(dim=0).tolist())
+    linear = mapping[:, :d, :d].detach().double()
+    rows, columns, singular = linear.norm(dim=2), linear.norm(dim=1), torch.linalg.svdvals(linear)
+    fits = rows.clamp_min(1).prod(1) <= _ROUND * singular.clamp_min(1).prod(1)
+    counts = (columns / singular[:, -1:].clamp_min(1) - 0.25).ceil().clamp_min(1)
+    return [tuple(row) for row in torch.where(fits[:, None], 1.0, counts).int().tolist()]
 
 
 def finer(shape: Sequence[int], counts: Sequence[int], like: Tensor) -> tuple[tuple[int, ...], Tensor]:

@@ -152,4 +152,6 @@ def prepare(data: Tensor, kernel: str) -> Tensor:
     if kernel in ("nearest", "vote"):
         return data
     data = data if data.dtype in (torch.float32, torch.float64) else data.float()
-    return along(data, [spline_coefficients(n, MARGIN) for n in data.shape[2:]]).contiguous() if kernel == "cubic" else data
+    # a graph is traced with tensors that hold no numbers: none may be kept
+    coefficients = spline_coefficients.__wrapped__ if torch.compiler.is_compiling() else spline_coefficients
+    return along(data, [coefficients(n, MARGIN) for n in data.shape[2:]]).contiguous() if kernel == "cubic" else data

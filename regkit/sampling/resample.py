@@ -65,8 +65,7 @@ def _shrunk(data: Tensor, matrix: Tensor, shape: Sequence[int], how: How, wide: 
     """Items of which some are shrunk: those that are treated alike go together."""
     n, size = max(len(data), len(matrix)), data.shape[2:]
     groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
-    for i, steps in enumerate(wide.tolist()):
-        counts = aa.supersampling(matrix[i: i + 1])
+    for i, (steps, counts) in enumerate(zip(wide.tolist(), aa.supersampling(matrix), strict=True)):
         groups.setdefault((counts, aa.blocks_of(steps, size) if max(counts) == 1 else ()), []).append(i)
     if len(matrix) == 1:
         groups = {key: list(range(n)) for key in groups}
@@ -106,7 +105,7 @@ def _read_affine(data: Tensor, matrix: Tensor, shape: Sequence[int], how: How, s
     else:
         values = _read_curved(data, IndexMap(matrix), shape, How(how.kernel, "reflection" if how.padding == "reflection" else "border"),
                               size, blocks)
-    return values * _seen(matrix, shape, size)[:, None] if how.padding == "zeros" else values
+    return torch.where(_seen(matrix, shape, size)[:, None], values, 0) if how.padding == "zeros" else values
 
 
 def _seen(matrix: Tensor, shape: Sequence[int], size: Sequence[int]) -> Tensor:
@@ -126,7 +125,8 @@ def _read_curved(data: Tensor, way: IndexMap | Tensor, shape: Sequence[int], how
     axes = [torch.arange(n, dtype=torch.float64, device=data.device) for n in shape]
     index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(1, -1, len(shape))
     exact = way(index)
-    where = (reflect(exact, size) if how.padding == "reflection" else exact).to(torch.float64 if data.dtype == torch.float64 else torch.float32)
+    where = reflect(exact, size) if how.padding == "reflection" else exact
+    where = where.to(torch.float64 if data.dtype == torch.float64 else torch.float32)
     scales = None
     if how.antialias and how.kernel != "nearest" and (way.bend is not None or not way.affine):
         scales = aa.Scales.of(data, aa.local_steps(way, shape, data.device), shape, how.kernel)

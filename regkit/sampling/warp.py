@@ -58,7 +58,8 @@ def warp(image: Image, transform: Transform, grid: Grid, *, kernel: str = "linea
     """The image carried onto `grid`: `out(x) = image(T(x))`, T maps the grid's world to the image's world.
 
     image: (N, C, *S); one transform or N of them. kernel: linear, nearest, cubic (B-spline), vote (labels: the commonest
-    label within the output voxel). antialias: `auto` smooths where the map shrinks the image, as much as it does there (linear and cubic only), or `none`.
+    label within the output voxel). antialias: `auto` smooths where the map shrinks the image, as much as it does there (linear
+    and cubic only), or `none`.
     Outside the field of view the result is `fill`. Integer voxels stay integer (rounded, kept in their range).
     An exact identity returns the voxels as they are. Raises GeometryError if dimensions differ, OptionError for an unknown
     kernel or a fill that integers cannot hold.
@@ -85,7 +86,7 @@ def warp(image: Image, transform: Transform, grid: Grid, *, kernel: str = "linea
         return Image(torch.cat(single), grid)
     data, blocks, scales = image.data, (1,) * grid.ndim, None
     if smoothing and linear_map:
-        counts, wide = aa.supersampling(mapping), aa.widths(mapping)
+        counts, wide = aa.supersampling(mapping)[0], aa.widths(mapping)
         if max(counts) > 1:
             return _supersampled(image, transform, grid, counts, kernel, fill)
         if float(wide.max()) > SHARP:
@@ -136,7 +137,8 @@ def _supersampled(image: Image, transform: Transform, grid: Grid, counts: tuple[
 
 def _limits(image: Image) -> tuple[float, float]:
     """The range of an image: what smoothing overshoots at hard edges is cut there, so that no new values appear."""
-    return float(image.data.amin()), float(image.data.amax())
+    data = image.data.detach()
+    return float(data.amin()), float(data.amax())
 
 
 def _constant(fill: float, like: Tensor) -> Tensor:

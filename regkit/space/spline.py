@@ -207,7 +207,14 @@ class InverseSpline:
         return u + self._step(u, goal - spline.bend(u))  # one step more carries the gradient (implicit function theorem)
 
     def _step(self, u: Tensor, miss: Tensor) -> Tensor:
-        return torch.linalg.solve(self.forward.jacobian(u).detach(), miss[..., None])[..., 0]
+        # where the spline is flat there is no step
+        return torch.linalg.solve_ex(self.forward.jacobian(u).detach(), miss[..., None])[0][..., 0].nan_to_num(0.0, 0.0, 0.0)
 
     def inverse(self) -> Spline:
         return self.forward
+
+    def to(self, device: torch.device | str) -> InverseSpline:
+        return InverseSpline(self.forward.to(device))
+
+    def __repr__(self) -> str:
+        return f"inverse of {self.forward!r}"

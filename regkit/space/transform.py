@@ -27,6 +27,8 @@ class Transform(Protocol):
 
     def inverse(self) -> Transform: ...
 
+    def to(self, device: torch.device | str) -> Transform: ...
+
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
@@ -108,16 +110,30 @@ class Composite:
     def inverse(self) -> Composite:
         return Composite(tuple(part.inverse() for part in reversed(self.parts)))
 
+    def to(self, device: torch.device | str) -> Composite:
+        return Composite(tuple(part.to(device) for part in self.parts))
+
+    def __repr__(self) -> str:
+        return " ∘ ".join(map(repr, self.parts))
+
 
 def compose(*parts: Transform) -> Transform:
     """`compose(a, b)(x) = a(b(x))`; matrices are multiplied, other kinds kept in sequence."""
     merged: list[Transform] = []
-    for part in parts:
+    for part in [one for given in parts for one in (given.parts if isinstance(given, Composite) else (given,))]:
         if merged and isinstance(part, Matrix) and isinstance(merged[-1], Matrix):
             merged[-1] = merged[-1] @ part
         else:
             merged.append(part)
     return merged[0] if len(merged) == 1 else Composite(tuple(merged))
+
+
+def linearised(transform: Transform, points: Tensor, step: float) -> Tensor:
+    """The derivative (P, D, D) of a map of mm by mm at points (P, D), by central differences over `step` mm."""
+    d = points.shape[-1]
+    half = step / 2 * torch.eye(d, dtype=points.dtype, device=points.device)
+    ends = transform(torch.cat([points + h for h in half] + [points - h for h in half])[None])[0].reshape(2, d, -1, d)
+    return ((ends[0] - ends[1]) / step).permute(1, 2, 0)
 
 
 def curved(transform: Transform) -> bool:
