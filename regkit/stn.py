@@ -177,7 +177,7 @@ def _unit_frames(moving: Sequence[int], fixed: Sequence[int], device: torch.devi
     half = tuple(n / longest for n in moving)
     inward = [[(2 * h / m if i == j else 0.0) for j in range(d)] + [h / m - h] for i, (h, m) in enumerate(zip(half, fixed, strict=True))]
     outward = [[(longest / 2 if i == j else 0.0) for j in range(d)] + [(n - 1) / 2] for i, n in enumerate(moving)]
-    both = torch.tensor([[m + [[0.0] * d + [1.0]]] for m in (inward, outward)], dtype=torch.float64, device=device)
+    both = torch.tensor([[[*m, [0.0] * d + [1.0]]] for m in (inward, outward)], dtype=torch.float64, device=device)
     return half, both[0], both[1]
 
 

@@ -24,6 +24,12 @@ def _kernel(squared: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
     return -r, -0.5 / r
 
 
+def _squared(u: Tensor, centres: Tensor) -> Tensor:
+    """Squared distances (…, P, K) of points (…, P, D) from control points (K, D): axis by axis, which needs a third of the memory."""
+    first, *others = (u[..., a, None] - centres[:, a] for a in range(centres.shape[1]))
+    return sum((away * away for away in others), first * first)
+
+
 @dataclass(frozen=True)
 class SplineModel:
     """The thin-plate spline as a transform model: θ (N, P) moves control points, P = D · control^D.
@@ -59,7 +65,7 @@ class SplineModel:
         """(K + D + 1, K): displacements of the control points → weights of the kernels and of 1, u."""
         k, d = centres.shape
         ones = torch.cat([torch.ones_like(centres[:, :1]), centres], 1)
-        kernel = _kernel((centres[:, None] - centres).square().sum(-1), d)[0]
+        kernel = _kernel(_squared(centres, centres), d)[0]
         system = torch.zeros(k + d + 1, k + d + 1, dtype=centres.dtype, device=centres.device)
         system[:k, :k] = kernel + self.stiffness * torch.eye(k, dtype=centres.dtype, device=centres.device)
         system[:k, k:], system[k:, :k] = ones, ones.T
@@ -75,16 +81,7 @@ class SplineModel:
         """(P, K): how far each of the points u (P, D), in the frame, follows each control point."""
         centres = self.points(frame)
         solved, centres = self._solved(centres).to(u), centres.to(u)
-        squared = (u[:, None] - centres).square().sum(-1)
-        return _kernel(squared, u.shape[-1])[0] @ solved[: len(centres)] + solved[len(centres)] + u @ solved[len(centres) + 1:]
-
-    def slopes(self, u: Tensor, frame: Frame) -> Tensor:
-        """(P, K, D): derivative of `basis` by u."""
-        centres = self.points(frame)
-        solved, centres = self._solved(centres).to(u), centres.to(u)
-        away = u[:, None] - centres  # (P, K, D)
-        steps = 2 * away * _kernel(away.square().sum(-1), u.shape[-1])[1][..., None]
-        return torch.einsum("pkd,kj->pjd", steps, solved[: len(centres)]) + solved[len(centres) + 1:].mT
+        return _kernel(_squared(u, centres), u.shape[-1])[0] @ solved[: len(centres)] + solved[len(centres)] + u @ solved[len(centres) + 1:]
 
     def transform(self, theta: Tensor, frame: Frame) -> Spline:
         """The map of world points that θ (N, P) stands for in a frame."""
@@ -132,21 +129,30 @@ class Spline:
     def _moves(self, dtype: torch.dtype) -> Tensor:
         return self.theta.to(dtype).reshape(len(self.theta), -1, self.ndim)
 
+    def _weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The control points (K, D), and the weights (N, K + D + 1, D) of their kernels and of 1, u in what is added to u."""
+        centres = self.model.points(self.frame)
+        return centres.to(dtype), (self.model._solved(centres) @ self._moves(torch.float64)).to(dtype)
+
     def bend(self, u: Tensor) -> Tensor:
         """S_θ of points u (N|1, P, D) in the frame → (N, P, D)."""
-        moves = self._moves(u.dtype)
-        step = max(1, _CHUNK // moves.shape[1])
-        if len(u) == 1:
-            return torch.cat([part + self.model.basis(part[0], self.frame) @ moves for part in u.split(step, 1)], 1)
-        return torch.stack([torch.cat([part + self.model.basis(part, self.frame) @ m for part in one.split(step)])
-                            for one, m in zip(u, moves.expand(len(u), -1, -1), strict=True)])
+        centres, weights = self._weights(u.dtype)
+        k, parts = len(centres), []
+        for part in u.split(max(1, _CHUNK // k), 1):
+            kernel = _kernel(_squared(part, centres), self.ndim)[0]
+            parts.append(part + kernel @ weights[:, :k] + weights[:, None, k] + part @ weights[:, k + 1:])
+        return torch.cat(parts, 1)
 
     def jacobian(self, u: Tensor) -> Tensor:
         """Derivative (N, P, D, D) of S_θ at points u (N|1, P, D) in the frame."""
-        moves, eye = self._moves(u.dtype), torch.eye(self.ndim, dtype=u.dtype, device=u.device)
-        n = max(len(u), len(moves))
-        return torch.stack([eye + torch.einsum("pkd,ke->ped", self.model.slopes(one, self.frame), m)
-                            for one, m in zip(u.expand(n, -1, -1), moves.expand(n, -1, -1), strict=True)])
+        centres, weights = self._weights(u.dtype)
+        k, d = centres.shape
+        slope = 2 * _kernel(_squared(u, centres), d)[1]
+        # Σ_k φ'_k (u - c_k) w_kᵀ, its two terms apart: products of matrices, where differences would fill the memory
+        near = slope @ weights[:, :k]
+        far = slope @ (centres[:, :, None] * weights[:, :k, None]).flatten(2)
+        steps = u[..., None] * near[:, :, None] - far.reshape(*far.shape[:2], d, d) + weights[:, None, k + 1:]
+        return steps.mT + torch.eye(d, dtype=u.dtype, device=u.device)
 
     def __call__(self, points: Tensor) -> Tensor:
         if points.ndim != 3 or points.shape[-1] != self.ndim:
@@ -186,29 +192,14 @@ class InverseSpline:
 
     def _unbend(self, goal: Tensor) -> Tensor:
         spline = self.forward
+        n = max(len(goal), len(spline.theta))
         with torch.no_grad():
-            u = goal.expand(max(len(goal), len(spline.theta)), -1, -1).clone()
-            miss = goal - spline.bend(u)
-            for _ in range(_ROUNDS):
-                if miss.numel() == 0 or float(miss.abs().max()) < _ENOUGH:
-                    break
-                step = self._step(u, miss)
-                step = step * (0.5 / step.norm(dim=-1, keepdim=True).clamp_min(1e-30)).clamp_max(1)
-                for _ in range(6):  # shorten where a full step would miss by more
-                    other = goal - spline.bend(u + step)
-                    worse = other.norm(dim=-1) > miss.norm(dim=-1)
-                    if not bool(worse.any()):
-                        break
-                    step = torch.where(worse[..., None], step / 4, step)
-                better = (other.norm(dim=-1) <= miss.norm(dim=-1))[..., None]
-                u, miss = torch.where(better, u + step, u), torch.where(better, other, miss)
+            each = zip(goal.expand(n, -1, -1).split(1), spline.theta.expand(n, -1).split(1), strict=True)
+            u = torch.cat([_newton(Spline(theta.detach(), spline.frame, spline.model), one) for one, theta in each])
         if not torch.is_grad_enabled() or not (goal.requires_grad or spline.theta.requires_grad):
             return u
-        return u + self._step(u, goal - spline.bend(u))  # one step more carries the gradient (implicit function theorem)
-
-    def _step(self, u: Tensor, miss: Tensor) -> Tensor:
-        # where the spline is flat there is no step
-        return torch.linalg.solve_ex(self.forward.jacobian(u).detach(), miss[..., None])[0][..., 0].nan_to_num(0.0, 0.0, 0.0)
+        # one step more carries the gradient (implicit function theorem)
+        return u + _solve(spline.jacobian(u).detach(), goal - spline.bend(u))
 
     def inverse(self) -> Spline:
         return self.forward
@@ -218,3 +209,34 @@ class InverseSpline:
 
     def __repr__(self) -> str:
         return f"inverse of {self.forward!r}"
+
+
+def _solve(jacobian: Tensor, miss: Tensor) -> Tensor:
+    """The step (N, P, D) that makes up for a miss, by least squares: where a spline folds or collapses the derivative is singular."""
+    square = jacobian.mT @ jacobian
+    ridge = 1e-14 * square.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] + 1e-30
+    return torch.linalg.solve(square + ridge * torch.eye(miss.shape[-1]).to(miss), jacobian.mT @ miss[..., None])[..., 0]
+
+
+def _newton(spline: Spline, goal: Tensor) -> Tensor:
+    """Points u (1, P, D) with S(u) = goal, by Newton steps that are shortened where they would miss by more."""
+    u = goal.clone()
+    miss = goal - spline.bend(u)
+    for _ in range(_ROUNDS):
+        open_ = (miss[0].abs().amax(-1) >= _ENOUGH).nonzero()[:, 0]  # points that have not settled
+        if len(open_) == 0:
+            break
+        here, there, away = u[:, open_], goal[:, open_], miss[:, open_]
+        step = _solve(spline.jacobian(here), away)
+        step = step * (0.5 / step.norm(dim=-1, keepdim=True).clamp_min(1e-30)).clamp_max(1)
+        for _ in range(4):
+            other = there - spline.bend(here + step)
+            worse = other.norm(dim=-1, keepdim=True) > away.norm(dim=-1, keepdim=True)
+            if not bool(worse.any()):
+                break
+            step = torch.where(worse, step / 4, step)
+        better = other.norm(dim=-1, keepdim=True) < away.norm(dim=-1, keepdim=True)
+        if not bool(better.any()):
+            break
+        u[:, open_], miss[:, open_] = torch.where(better, here + step, here), torch.where(better, other, away)
+    return u

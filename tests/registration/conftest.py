@@ -45,7 +45,9 @@ def known_map(grid: Grid, name: str, seed: int = 0, degrees: float = 18.0) -> Ma
     random = lambda n: torch.rand(n, generator=draw, dtype=torch.float64) * 2 - 1  # noqa: E731
     turns = d * (d - 1) // 2
     theta[0, :d] = 0.15 * random(d)
-    if name != "translation":
+    if name == "attention":
+        theta[0, d] = 0.12
+    elif name != "translation":
         axis = random(turns)
         theta[0, d: d + turns] = axis / axis.norm() * math.radians(degrees)
     if name in ("similarity", "affine"):

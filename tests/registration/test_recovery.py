@@ -7,13 +7,14 @@ import torch
 
 import regkit
 from regkit import Image, Matrix
+from regkit.registration.align import CURVED
 from regkit.registration.settings import MODEL_NAMES, SIMILARITY_NAMES
 from regkit.space import MODELS, Frame
 from tests.registration.conftest import carried, known_map
 
 
 @pytest.mark.parametrize("similarity", SIMILARITY_NAMES)
-@pytest.mark.parametrize("model", MODEL_NAMES)
+@pytest.mark.parametrize("model", [name for name in MODEL_NAMES if name not in CURVED])
 def test_every_model_and_similarity_recovers_a_known_map(model, similarity, ndim, heads, tre):
     fixed = heads[ndim]
     truth = known_map(fixed.grid, model)
