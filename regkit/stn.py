@@ -15,7 +15,8 @@ from regkit.space.transform import compose
 
 KERNELS = ("linear", "nearest", "integer", "cubic")  # integer: the paper's word for nearest
 
-_KEPT = 4
+_KEPT, _LARGE = 4, 1 << 26  # splines' bases that are kept, and numbers beyond which one is not
+_MOST = 1e12  # of a map's numbers, in voxels
 
 
 def unit_grid(shape: Sequence[int], like: Grid | None = None) -> Grid:
@@ -69,6 +70,9 @@ class SpatialTransformer(nn.Module):
         self.gradient_scale = float(gradient_scale)
         self._kept: dict[object, Tensor] = {}  # the spline's basis on the points it was last asked for
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**super().__getstate__(), "_kept": {}}
+
     def forward(self, moving: Tensor, *others: Tensor, moving_grid: Grid | None = None,
                 fixed_grid: Grid | None = None) -> Tensor:
         """moving: (N, C, *S). others: whatever else the localisation looks at, for example the fixed image.
@@ -87,9 +91,9 @@ class SpatialTransformer(nn.Module):
             outward = home.inverse @ Matrix.shift(home.centre - goal.centre).matrix @ frame.inverse
         if isinstance(self.model, Model):
             # float64 until the index map: composed there, cast once
-            way = IndexMap(outward @ self.model.exp(theta.double(), len(shape)) @ inward, affine=self.model.affine)
+            way = IndexMap(_bounded(outward @ self.model.exp(theta.double(), len(shape)) @ inward), affine=self.model.affine)
         else:
-            way = IndexMap(bend=_Bend(self, theta, frame, inward, outward))
+            way = IndexMap(bend=_Bend(self, _bounded(theta), frame, inward, outward))
         return resample(moving, way, shape, self.how)
 
     def transform(self, moving: Tensor, *others: Tensor, moving_grid: Grid | None = None, fixed_grid: Grid | None = None) -> Transform:
@@ -154,6 +158,14 @@ class SpatialTransformer(nn.Module):
         return home.to(moving.device), goal.to(moving.device)
 
 
+def _bounded(numbers: Tensor) -> Tensor:
+    """A map's numbers, refused where they are beyond all reason: images read at such places crash torch's sampler."""
+    if not torch.compiler.is_compiling() and not bool((numbers.detach().abs() < _MOST).all()):
+        raise GeometryError(f"localisation: gave θ that stands for a map by {float(numbers.detach().abs().max()):.3g} times; lower the "
+                            "learning rate or clip the gradient")
+    return numbers
+
+
 class Parallel(nn.Module):
     """Several modules on the same input, their outputs side by side as channels: transformers that look at different parts."""
 
@@ -189,24 +201,30 @@ class _Bend:
         self.moves = theta.reshape(len(theta), -1, inward.shape[-1] - 1)
 
     def __call__(self, index: Tensor) -> Tensor:
-        u = self.inward(index)
+        u, ends = self.inward(index), index[0, [0, -1]]
         if len(u) > 1:
             n = len(u)
-            basis = torch.stack([self._basis(one) for one in u])
+            basis = torch.stack([self._basis(one, ends, i) for i, one in enumerate(u)])
             return self.outward(u + (basis @ self.moves.expand(n, -1, -1).to(basis)).to(u))
-        basis = self._basis(u[0])
+        basis = self._basis(u[0], ends, 0)
         return self.outward(u + (basis @ self.moves.to(basis)).to(u))
 
-    def _basis(self, u: Tensor) -> Tensor:
+    def _basis(self, u: Tensor, ends: Tensor, item: int) -> Tensor:
+        """(P, K) at points u (P, D) of the frame, which are those of the target's index from one end to the other."""
         spline = self.owner.model
         assert isinstance(spline, SplineModel)
         if torch.compiler.is_compiling():
             return spline.basis(u, self.frame).to(self.moves.dtype)
-        key = (spline, tuple(u.shape), self.frame.half, *u[[0, -1]].flatten().tolist(), u.device, self.moves.dtype)
+        assert self.inward.matrix is not None
+        place = [*ends.flatten().tolist(), *self.inward.matrix[item].flatten().tolist()]
+        key = (spline, len(u), self.frame.half, *place, u.device, self.moves.dtype)
         kept = self.owner._kept
         if key not in kept:
             while len(kept) >= _KEPT:
                 kept.pop(next(iter(kept)))
             with torch.inference_mode(False), torch.no_grad():  # kept, and may be needed with gradients later
-                kept[key] = spline.basis(u.clone(), self.frame).to(self.moves.dtype)
+                basis = spline.basis(u.clone(), self.frame).to(self.moves.dtype)
+            if basis.numel() > _LARGE:
+                return basis
+            kept[key] = basis
         return kept[key]

@@ -8,7 +8,7 @@ import scipy.ndimage as ndi
 import torch
 
 from regkit import filters
-from regkit.filters import along, gaussian, gradient, smooth, spline_coefficients
+from regkit.filters import SHARP, along, gaussian, gradient, sharp, sharp_one, smooth, spline_coefficients
 
 both = pytest.mark.parametrize("ndim", [2, 3], ids=["2D", "3D"])
 SHAPES = {2: (13, 22), 3: (13, 22, 9)}
@@ -30,6 +30,37 @@ def test_along_never_swaps_axes(ndim):
         expected = torch.tensordot(data, matrices[axis], dims=([axis + 2], [1])).movedim(-1, axis + 2)
         torch.testing.assert_close(alone, expected)
     assert along(data, [None] * ndim) is data
+
+
+@both
+def test_along_takes_a_matrix_for_each_item(ndim):
+    data = noise(ndim, n=3)
+    each = [torch.randn(3, m, n, dtype=torch.float64, generator=torch.Generator().manual_seed(m))
+            for m, n in zip((4, 30, 11), SHAPES[ndim], strict=False)]
+    found = along(data, each)
+    for i in range(3):
+        torch.testing.assert_close(found[i: i + 1], along(data[i: i + 1], [m[i] for m in each]))
+    mixed = along(data, [each[0], None, *[m[0] for m in each[2:]]])
+    for i in range(3):
+        expected = along(data[i: i + 1], [each[0][i], None, *[m[0] for m in each[2:]]])
+        torch.testing.assert_close(mixed[i: i + 1], expected)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("batch", [False, True])
+def test_long_narrow_matrices_are_applied_as_whole_ones_are(axis, batch):
+    """They are cut into blocks of rows with the columns that are not zero there."""
+    shape = [5, 4, 3]
+    shape[axis] = 400
+    data = torch.randn(2, 2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(axis))
+    for matrix in (gaussian(400, 2.0), gaussian(400, 5.0, 7), sharp_one(400, 3.3), sharp_one(400, 8.0, 4), spline_coefficients(400, 2),
+                   torch.zeros(130, 400), torch.eye(400)[[399, *range(200)]]):
+        matrix = torch.stack([matrix, matrix.roll(3, 1)]) if batch else matrix
+        found = along(data, [matrix if a == axis else None for a in range(3)])
+        letters = "ncijk"
+        expected = torch.einsum(f"{'n' if batch else ''}m{letters[axis + 2]},{letters}->{letters.replace(letters[axis + 2], 'm')}",
+                                matrix.double(), data)
+        torch.testing.assert_close(found, expected)
 
 
 @both
@@ -90,6 +121,47 @@ def test_smooth_in_even_steps_reads_between_the_voxels():
     assert float(smooth(torch.eye(6)[5].reshape(1, 1, 6, 1), [2.0, 0.0], (4, 1))) > 0.01
 
 
+def keys(x):
+    """The cubic convolution kernel (Keys 1981)."""
+    x = np.abs(x)
+    return np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
+
+
+@pytest.mark.parametrize(("n", "step"), [(40, 1), (41, 1), (40, 3), (37, 4), (2, 1), (1, 1)])
+def test_sharp_is_keys_kernel_with_rows_that_sum_to_one(n, step):
+    widths = torch.tensor([1.0, SHARP, 1.5, 2.5, 6.0], dtype=torch.float64)
+    found = sharp(n, widths, step)
+    assert found.shape == (5, n // step, n)
+    torch.testing.assert_close(found.sum(-1), torch.ones(5, n // step, dtype=torch.float64))
+    if step == 1:
+        assert torch.equal(found[0], torch.eye(n, dtype=torch.float64)) and torch.equal(found[1], torch.eye(n, dtype=torch.float64))
+    centres = np.arange(n // step) * step + (step - 1) / 2
+    for k in (2, 3, 4):
+        wide = 1 + filters._WIDER * (float(widths[k]) - SHARP)
+        expected = keys((centres[:, None] - np.arange(n)) / wide)
+        np.testing.assert_allclose(found[k].numpy(), expected / expected.sum(1, keepdims=True), atol=1e-12)
+        torch.testing.assert_close(sharp_one(n, float(widths[k]), step), found[k].float())
+
+
+def test_sharp_overshoots_little_at_a_hard_edge_and_keeps_ramps():
+    edge, ramp = (torch.arange(60) >= 30).double(), torch.arange(60, dtype=torch.float64)
+    for width in (1.5, 2.0, 4.0, 6.0):
+        filtered = sharp_one(60, width).double() @ edge
+        assert 1.005 < float(filtered.max()) < 1.08 and -0.08 < float(filtered.min()) < -0.005
+        torch.testing.assert_close((sharp_one(60, width).double() @ ramp)[16:-16], ramp[16:-16], atol=1e-4, rtol=0)
+
+
+def test_sharp_takes_out_what_a_step_cannot_show_and_keeps_what_it_can():
+    x = torch.arange(400, dtype=torch.float64)
+    for width in (2.0, 3.0, 5.0):
+        def left(cycles, width=width):
+            """Of a wave of so many cycles a step: the share of its amplitude in the middle."""
+            filtered = sharp_one(400, width).double() @ torch.cos(2 * np.pi * cycles / width * x + 0.4)
+            return float(filtered[50:-50].square().mean().sqrt()) * 2**0.5
+
+        assert left(1 / 8) > 0.95 and left(1 / 4) > 0.8 and left(1.0) < 0.1
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 40, 300])
 def test_spline_coefficients_are_scipys(n):
     data = torch.randn(n, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
@@ -103,7 +175,7 @@ def test_spline_coefficients_are_scipys(n):
 def test_no_filter_holds_subnormal_numbers():
     """They would make every product ten times slower."""
     tiny = torch.finfo(torch.float32).tiny
-    for matrix in (spline_coefficients(400, 2), gaussian(400, 3.0), gaussian(400, 3.0, 4)):
+    for matrix in (spline_coefficients(400, 2), gaussian(400, 3.0), gaussian(400, 3.0, 4), sharp_one(400, 3.0), sharp_one(400, 3.0, 4)):
         assert not bool(((matrix != 0) & (matrix.abs() < tiny)).any())
 
 
@@ -140,10 +212,11 @@ def test_filters_keep_float32_under_autocast(ndim):
 
 @both
 def test_filters_first_used_under_inference_mode_serve_gradients_later(ndim):
-    for kept in (gaussian, spline_coefficients):
+    for kept in (gaussian, spline_coefficients, sharp_one):
         kept.cache_clear()
     data = noise(ndim, dtype=torch.float32)
-    uses = (lambda d: smooth(d, [1.2] * ndim), gradient, lambda d: along(d, [spline_coefficients(n) for n in d.shape[2:]]))
+    uses = (lambda d: smooth(d, [1.2] * ndim), gradient, lambda d: along(d, [spline_coefficients(n) for n in d.shape[2:]]),
+            lambda d: along(d, [sharp_one(n, 2.0) for n in d.shape[2:]]))
     with torch.inference_mode():
         for use in uses:
             use(data)

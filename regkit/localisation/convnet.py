@@ -48,7 +48,8 @@ def localiser(shape: Sequence[int], model_name: str | Model | SplineModel = "aff
     layers: list[nn.Module] = []
     count, most = channels * images, 4 * width
     while True:
-        layers += [conv(count, width, 3, padding=1), nn.GroupNorm(1, width), nn.ReLU()]
+        alone = width * torch.Size(size).numel() == 1  # one number has no spread to be divided by
+        layers += [conv(count, width, 3, padding=1), nn.Identity() if alone else nn.GroupNorm(1, width), nn.ReLU()]
         count, width = width, min(2 * width, most)
         halves = tuple(2 if n >= 2 * _SMALLEST else 1 for n in size)
         if max(halves) == 1:

@@ -60,7 +60,7 @@ def bend(scene: Scene, names: tuple[str, ...], one: Tensor, model: Model | Splin
     if isinstance(model, SplineModel):
         return model.transform(found[None], scene.frame), values
     world = scene.frame.world(found[None])
-    return Matrix(world / world[:, d:, d:]), values
+    return Matrix(model.project(world, scene.frame.centre)), values
 
 
 def _forward(scene: Scene, level: int, name: str, one: Tensor) -> list[Side]:

@@ -26,6 +26,7 @@ from regkit.sampling.kernels import prepare, sample
 
 _ROUND = 1.25  # times as much as is due: what may be smoothed at most for the sake of filters along the image's axes
 _OCTAVE = 2  # levels of a scale-space each time the step doubles
+_FIRST = _OCTAVE * math.log2(SHARP)  # the level below which the image itself will do
 _MOST = 12  # octaves
 _LATTICE = 9  # points an axis at which the step of a map is looked at that changes from place to place
 _EXPORTED = 3  # octaves of a scale-space in a compiled graph, which cannot look first
@@ -144,7 +145,8 @@ class Scales:
             coarse = torch.tensor([(m - 1) / max(n - 1, 1) for n, m in zip(self.shape, self.steps.shape[2:], strict=True)],
                                   dtype=index.dtype, device=index.device)
             level = sample(self.steps.to(where.dtype), (index * coarse).to(where.dtype))  # (N, 1, P)
-            level = (level * _OCTAVE).clamp(min(self.levels), self.most)
+            level = level * _OCTAVE
+            level = torch.where(level < 1, (level - _FIRST) / (1 - _FIRST), level).clamp(min(self.levels), self.most)
         values: Tensor | float = 0.0
         for number, (data, blocks) in self.levels.items():
             share = (1 - (level - number).abs()).clamp_min(0)

@@ -13,6 +13,8 @@ from regkit.sampling import antialias as aa
 from regkit.sampling.affine import read_affine, seen
 from regkit.sampling.kernels import inside, prepare, reflect, sample
 
+_HORIZON = 1e-6  # the least divisor of a projective map
+
 
 @dataclass(frozen=True, eq=False)
 class IndexMap:
@@ -32,7 +34,12 @@ class IndexMap:
         d = index.shape[-1]
         m = self.matrix.to(index.dtype)
         moved = index @ m[:, :d, :d].mT + m[:, None, :d, d]
-        return moved if self.affine else moved / (index @ m[:, d, :d, None] + m[:, d, d, None, None])
+        if self.affine:
+            return moved
+        divisor = index @ m[:, d, :d, None] + m[:, d, d, None, None]
+        # what lies on and beyond the horizon is nowhere, and not on the image mirrored
+        sign = torch.where(divisor.detach().mean(1, keepdim=True) < 0, -1.0, 1.0)
+        return sign * moved / (sign * divisor).clamp_min(_HORIZON)
 
 
 @dataclass(frozen=True)

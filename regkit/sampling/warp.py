@@ -13,10 +13,12 @@ from regkit.image import Image
 from regkit.sampling import antialias as aa
 from regkit.sampling.affine import lines, read_lines
 from regkit.sampling.kernels import FEW, KERNELS, inside, prepare, sample
+from regkit.sampling.resample import IndexMap
 from regkit.space import Grid, Matrix, Transform
 from regkit.space.transform import curved
 
 ANTIALIAS = ("auto", "none")
+_FAR = 1e9  # voxels
 _CHUNK = 1_000_000  # points resampled at a time: bounds memory; fewer would make threads wait for each other more often
 
 
@@ -84,6 +86,7 @@ def warp(image: Image, transform: Transform, grid: Grid, *, kernel: str = "linea
                        antialias=antialias).data
                   for data, a, m, b in items(image.data, image.grid.affine, transform.matrix, grid.affine)]
         return Image(torch.cat(single), grid)
+    way = _way(image.grid, transform, grid)
     data, blocks, scales = image.data, (1,) * grid.ndim, None
     if smoothing and linear_map:
         counts, wide = aa.supersampling(mapping)[0], aa.widths(mapping)
@@ -93,7 +96,7 @@ def warp(image: Image, transform: Transform, grid: Grid, *, kernel: str = "linea
             blocks = aa.blocks_of(wide[0].tolist(), image.grid.shape)
             data = aa.prefilter(prepare(data, "linear"), wide, blocks)
     elif smoothing:
-        steps = aa.local_steps(lambda index: image.grid.to_index(transform(grid.to_world(index))), grid.shape, grid.device)
+        steps = aa.local_steps(way, grid.shape, grid.device)
         scales = aa.Scales.of(prepare(data, "linear"), steps, grid.shape, kernel)
     limits = _limits(image) if kernel == "linear" and (data is not image.data or scales is not None) else None
     data = prepare(data, kernel)
@@ -106,8 +109,7 @@ def warp(image: Image, transform: Transform, grid: Grid, *, kernel: str = "linea
         if linear_map and kernel == "linear" and len(mapping) == 1 and data.shape[1] <= FEW:
             values, seen = read_lines(data, mapping, grid, low, high, image.grid.shape, blocks)
         else:
-            where = (lines(grid, mapping, low, high) if linear_map else
-                     image.grid.to_index(transform(lines(grid, grid.affine, low, high)))).float()
+            where = (lines(grid, mapping, low, high) if linear_map else way(lines(grid, eye, low, high))).float()
             seen = inside(where, image.grid.shape)
             values = (_vote(data, where, mapping) if kernel == "vote" else
                       scales.read(where, lines(grid, eye, low, high)) if scales is not None else
@@ -118,6 +120,13 @@ def warp(image: Image, transform: Transform, grid: Grid, *, kernel: str = "linea
             values = torch.where(seen[:, None], values, _constant(fill, values))
         out.append(_restore(values, image.data.dtype, bounded=kernel != "cubic"))
     return Image(torch.cat(out, -1).reshape(n, -1, *grid.shape), grid)
+
+
+def _way(source: Grid, transform: Transform, target: Grid) -> IndexMap:
+    """Index of `target` → index of `source`, of a map that is not affine; what goes nowhere goes far outside."""
+    if isinstance(transform, Matrix):
+        return IndexMap(source.inverse @ transform.matrix.to(source.device) @ target.affine, affine=False)
+    return IndexMap(bend=lambda index: source.to_index(transform(target.to_world(index))).nan_to_num(-_FAR, _FAR, -_FAR))
 
 
 def _supersampled(image: Image, transform: Transform, grid: Grid, counts: tuple[int, ...], kernel: str, fill: float) -> Image:

@@ -150,8 +150,13 @@ def _fit_projective(p: Tensor, q: Tensor, w: Tensor) -> Tensor:
         damping = torch.where(better, damping / 10, damping * 10)
         if float(step.abs().max()) < 1e-12:
             break
-    found = torch.linalg.inv(frames[1]) @ total @ frames[0]
-    return found / found[:, d:, d:]
+    return _upright(torch.linalg.inv(frames[1]) @ total @ frames[0], _moments(p, q, w)[0])
+
+
+def _upright(matrix: Tensor, centre: Tensor) -> Tensor:
+    """The same projective map with a divisor of 1 at a centre (N, D): its sign tells which side of the horizon is meant."""
+    d = centre.shape[-1]
+    return matrix / ((matrix[:, d, :d] * centre).sum(-1) + matrix[:, d, d])[:, None, None]
 
 
 def _homogeneous(matrix: Tensor, points: Tensor) -> Tensor:
@@ -219,7 +224,7 @@ class Model:
         unless the model is, by its linearisation there."""
         d = matrix.shape[-1] - 1
         if not self.affine:
-            return matrix / matrix[:, d:, d:]
+            return _upright(matrix, centre.expand(len(matrix), d))
         image = _homogeneous(matrix, centre.expand(len(matrix), d)[:, None])[:, 0]
         depth = (matrix[:, d, :d] * centre).sum(-1) + matrix[:, d, d]
         linear = (matrix[:, :d, :d] - image[..., None] * matrix[:, d, None, :d]) / depth[:, None, None]

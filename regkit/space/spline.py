@@ -21,7 +21,7 @@ def _kernel(squared: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
         logarithm = squared.clamp_min(1e-30).log()
         return 0.5 * squared * logarithm, 0.5 * (logarithm + 1)
     r = squared.clamp_min(1e-24).sqrt()
-    return -r, -0.5 / r
+    return -r, -0.5 / r.clamp_min(1e-6)  # nearer, differences of large numbers would be all that is left
 
 
 def _squared(u: Tensor, centres: Tensor) -> Tensor:
