@@ -272,5 +272,5 @@ def test_first_screen():
 
 @pytest.mark.parametrize("picture", sorted((ROOT / "docs" / "images").iterdir()), ids=lambda p: p.name)
 def test_pictures_are_small_and_used(picture):
-    assert picture.suffix == ".png" and picture.stat().st_size < 200_000
+    assert picture.stat().st_size < {".png": 200_000, ".gif": 500_000}[picture.suffix]
     assert any(f"images/{picture.name}" in page.read_text(encoding="utf-8") for page in PAGES)
