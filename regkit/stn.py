@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -34,8 +35,8 @@ def unit_grid(shape: Sequence[int], like: Grid | None = None) -> Grid:
 class SpatialTransformer(nn.Module):
     """Moves images, or feature maps, as a localisation says; differentiable in the image and in the localisation.
 
-    localisation: any module that gives θ (N, P), or anything that reshapes to it, from what `forward` is given:
-      `localisation(moving, *others)`; `regkit.localisation.localiser` builds one that fits. P is `model(name).count(ndim)` of
+    localisation: any module that gives θ (N, P) from what `forward` is given: `localisation(moving, *others)`;
+      `regkit.localisation.localiser` builds one that fits. P is `model(name).count(ndim)` of
       `regkit.space`: for affine 6 in 2D and 12 in 3D. θ = 0 is the identity, so a last layer of zero weights and bias starts
       there. It speaks in a centred, isotropically scaled frame: radians, logarithms of scale, shifts in half the longest edge.
     model: translation, attention (shift and one scale), rigid, similarity, affine, projective or tps (thin-plate spline); or a
@@ -43,7 +44,8 @@ class SpatialTransformer(nn.Module):
     size: voxels of the output, (H, W) or (H, W, D); by default those of the moving image. It covers the same field of view.
     kernel: linear, cubic (B-spline), or nearest, which is the paper's integer kernel and answers to that name too.
     padding: what lies outside the moving image: zeros, border (the outermost voxels go on) or reflection.
-    antialias: auto smooths as much as the map shrinks, where it does; none reads the nearest voxels whatever the step.
+    antialias: auto smooths as much as the map shrinks, where it does; none reads the nearest voxels whatever the step. How much is
+      smoothed counts as constant in the gradient of θ; with none the gradient is exact.
     gradient_scale: what the gradient into the localisation is multiplied by; the paper's networks for house numbers took 0.1.
       It means something to plain gradient descent; optimisers that divide by the gradient's size (Adam) undo it: give the
       localisation a learning rate of its own there.
@@ -59,13 +61,15 @@ class SpatialTransformer(nn.Module):
     def __init__(self, localisation: nn.Module, model: str | Model | SplineModel = "affine", *, size: Sequence[int] | None = None,
                  kernel: str = "linear", padding: str = "zeros", antialias: str = "auto", gradient_scale: float = 1.0) -> None:
         super().__init__()
+        if not isinstance(localisation, nn.Module):
+            raise OptionError(f"localisation: a {type(localisation).__name__}; expected a torch module that gives θ (N, P)")
         self.localisation = localisation
         self.model = _model(model)
-        self.size = None if size is None else tuple(int(n) for n in size)
+        self.size = None if size is None else _whole(size)
         kernel = choose("kernel", kernel, KERNELS)
         self.how = How("nearest" if kernel == "integer" else kernel, choose("padding", padding, PADDINGS),
                        choose("antialias", antialias, ANTIALIAS) == "auto")
-        if not 0 <= gradient_scale < math.inf:
+        if not isinstance(gradient_scale, (int, float)) or not 0 <= gradient_scale < math.inf:
             raise OptionError(f"gradient_scale: {gradient_scale}; expected a number from 0 on")
         self.gradient_scale = float(gradient_scale)
         self._kept: dict[object, Tensor] = {}  # the spline's basis on the points it was last asked for
@@ -81,6 +85,8 @@ class SpatialTransformer(nn.Module):
         → moved (N, C, *size), on fixed_grid if given. Raises GeometryError if θ or a grid does not fit."""
         shape = self._shape(moving, moving_grid, fixed_grid)
         theta = self._theta(moving, *others)
+        if moving.shape[0] == 0:
+            return moving.new_zeros(0, moving.shape[1], *shape)
         if moving_grid is None and fixed_grid is None:
             half, inward, outward = _unit_frames(moving.shape[2:], shape, moving.device)
             frame = Frame(torch.zeros(1, len(shape), dtype=torch.float64, device=moving.device), 1.0, half)
@@ -118,20 +124,29 @@ class SpatialTransformer(nn.Module):
             way = IndexMap(bend=lambda index: home.to_index(transform(goal.to_world(index))))
         return resample(moving, way, goal.shape, self.how)
 
+    def carry_back(self, values: Tensor, transform: Transform, images: Tensor) -> Tensor:
+        """What a network found in the output, values (N, C, *size), carried back onto the images (N, ·, *S) that were given, by the
+        inverse of the map `transform` said for them. Outside of what the output saw it is what `padding` has. → (N, C, *S)"""
+        home = unit_grid(images.shape[2:])
+        goal = home if self.size is None else unit_grid(self.size, home)
+        return self.resample(values, transform.inverse(), goal, home)
+
     def _theta(self, *images: Tensor) -> Tensor:
         """What the localisation says, (N, P), checked."""
         moving, theta = images[0], self.localisation(*images)
         d = moving.ndim - 2
         count = self.model.count(d)
-        if theta.ndim < 2 or theta.shape[1:].numel() != count:
-            raise GeometryError(f"localisation: gave θ of shape {tuple(theta.shape)}; "
-                                f"the {self.model.name} model in {d}D needs (N, {count})")
-        if len(theta) != len(moving) and 1 not in (len(theta), len(moving)):
-            raise GeometryError(f"localisation: gave {len(theta)} θ for {len(moving)} moving images; "
+        if not isinstance(theta, Tensor) or theta.ndim != 2 or theta.shape[1] != count:
+            what = f"shape {tuple(theta.shape)}" if isinstance(theta, Tensor) else f"type {type(theta).__name__}"
+            matrix = "; θ is no matrix, and 0 is the identity" if isinstance(theta, Tensor) and theta.ndim == 3 else ""
+            raise GeometryError(f"localisation: gave θ of {what}; the {self.model.name} model in {d}D needs (N, {count}){matrix}")
+        if torch.compiler.is_compiling():
+            pass  # a batch of any size
+        elif theta.shape[0] != moving.shape[0] and 1 not in (theta.shape[0], moving.shape[0]):
+            raise GeometryError(f"localisation: gave {theta.shape[0]} θ for {moving.shape[0]} moving images; "
                                 "give one each, or one for all")
         if not torch.compiler.is_compiling() and not bool(torch.isfinite(theta).all()):
             raise GeometryError("localisation: gave θ with NaN or infinity; lower the learning rate or clip the gradient")
-        theta = theta.flatten(1)
         theta = theta if theta.dtype in (torch.float32, torch.float64) else theta.float()
         if self.gradient_scale != 1:
             theta = theta * self.gradient_scale + (theta * (1 - self.gradient_scale)).detach()
@@ -139,9 +154,10 @@ class SpatialTransformer(nn.Module):
 
     def _shape(self, moving: Tensor, moving_grid: Grid | None, fixed_grid: Grid | None) -> tuple[int, ...]:
         """The shape of the output; raises GeometryError where what was given does not go together."""
+        if not isinstance(moving, Tensor) or moving.ndim not in (4, 5) or min(moving.shape[1:]) < 1 or moving.is_complex():
+            what = f"shape {tuple(moving.shape)}, {moving.dtype}" if isinstance(moving, Tensor) else f"a {type(moving).__name__}"
+            raise GeometryError(f"moving: {what}; expected a tensor (N, C, H, W) or (N, C, H, W, D) of real numbers")
         d = moving.ndim - 2
-        if d not in (2, 3):
-            raise GeometryError(f"moving: shape {tuple(moving.shape)}; expected (N, C, H, W) or (N, C, H, W, D)")
         if moving_grid is not None and tuple(moving.shape[2:]) != moving_grid.shape:
             raise GeometryError(f"moving: voxels {tuple(moving.shape)} do not fit moving_grid {moving_grid.shape}")
         if fixed_grid is not None:
@@ -171,11 +187,23 @@ class Parallel(nn.Module):
 
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__()
+        if not modules or not all(isinstance(module, nn.Module) for module in modules):
+            raise OptionError("modules: expected one or more torch modules, as Parallel(a, b)")
         self.branches = nn.ModuleList(modules)
 
     def forward(self, *images: Tensor) -> Tensor:
         """images: what each module is given. → (N, C₁ + C₂ + …, *size)"""
         return torch.cat([branch(*images) for branch in self.branches], 1)
+
+
+def _whole(size: Sequence[int]) -> tuple[int, ...]:
+    try:
+        found = tuple(operator.index(n) for n in size)
+    except TypeError:
+        found = ()
+    if len(found) not in (2, 3) or min(found) < 1:
+        raise OptionError(f"size: {size!r}; expected whole numbers from 1 on, (H, W) or (H, W, D)")
+    return found
 
 
 def _model(given: str | Model | SplineModel) -> Model | SplineModel:
@@ -198,7 +226,7 @@ class _Bend:
 
     def __init__(self, owner: SpatialTransformer, theta: Tensor, frame: Frame, inward: Tensor, outward: Tensor) -> None:
         self.owner, self.frame, self.inward, self.outward = owner, frame, IndexMap(inward), IndexMap(outward)
-        self.moves = theta.reshape(len(theta), -1, inward.shape[-1] - 1)
+        self.moves = theta.reshape(theta.shape[0], -1, inward.shape[-1] - 1)
 
     def __call__(self, index: Tensor) -> Tensor:
         u, ends = self.inward(index), index[0, [0, -1]]

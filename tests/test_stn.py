@@ -5,6 +5,7 @@ Its transform and what other libraries make of the same θ: `test_stn_transform.
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -439,7 +440,7 @@ def test_what_does_not_fit_is_named(ndim):
     tps = model("tps").count(ndim)
     with pytest.raises(GeometryError, match=rf"the tps model in {ndim}D needs \(N, {tps}\)"):
         SpatialTransformer(Says(torch.zeros(2, count)), "tps")(moving)
-    with pytest.raises(GeometryError, match=r"moving: shape .*expected \(N, C, H, W\) or \(N, C, H, W, D\)"):
+    with pytest.raises(GeometryError, match=r"moving: shape .*expected a tensor \(N, C, H, W\) or \(N, C, H, W, D\)"):
         SpatialTransformer(Says(torch.zeros(2, count)))(moving[..., 0] if ndim == 2 else moving[..., None])
     layer = SpatialTransformer(FreeParameters(count))
     with pytest.raises(GeometryError, match=r"moving: voxels .* do not fit moving_grid"):
@@ -452,11 +453,13 @@ def test_what_does_not_fit_is_named(ndim):
 
 @both
 @every
-def test_theta_may_have_any_shape_that_reshapes(ndim, name):
+def test_theta_is_no_matrix(ndim, name):
+    """torch's (N, D, D+1) would be read as parameters, and its identity as no identity."""
     moving, theta = texture(SHAPES[ndim], n=2), some_theta(name, ndim, 2, size=0.05)
     expected = SpatialTransformer(Says(theta), name)(moving)
-    for shaped in (theta[:, None], theta[..., None], theta.double(), theta.reshape(2, -1, ndim) if theta.shape[1] % ndim == 0 else theta):
-        torch.testing.assert_close(SpatialTransformer(Says(shaped), name)(moving), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(SpatialTransformer(Says(theta.double()), name)(moving), expected, atol=1e-5, rtol=0)
+    with pytest.raises(GeometryError, match="θ is no matrix, and 0 is the identity"):
+        SpatialTransformer(Says(theta[:, None]), name)(moving)
 
 
 @both
@@ -497,3 +500,62 @@ def test_unit_grid_covers_the_field_of_view(ndim):
         assert small.shape == shape
         torch.testing.assert_close(small.corners(), like.corners())
     torch.testing.assert_close(unit_grid(SHAPES[ndim]).spacing, torch.ones(1, ndim, dtype=torch.float64))
+
+
+@both
+@pytest.mark.parametrize("kernel", ["linear", "cubic", "nearest"])
+def test_integers_are_rounded_and_never_wrap_around(ndim, kernel):
+    shape = SHAPES[ndim]
+    moving = torch.zeros(1, 1, *shape, dtype=torch.uint8)
+    moving[(..., *[slice(n // 4, 3 * n // 4) for n in shape])] = 255
+    theta = torch.zeros(1, model("attention").count(ndim))
+    theta[0, -1] = 0.8
+    layer = SpatialTransformer(Says(theta), "attention", kernel=kernel)
+    exact = layer(moving.double())
+    assert torch.equal(layer(moving), exact.round().clamp(0, 255).to(torch.uint8))
+
+
+@both
+def test_what_is_found_in_a_crop_is_carried_back_to_its_place(ndim):
+    shape, size = (40, 48, 36)[:ndim], (20, 24, 18)[:ndim]
+    moving = texture(shape, n=2, sigma=3.0)
+    layer = SpatialTransformer(Says(some_theta("rigid", ndim, 2, size=0.15)), "rigid", size=size, padding="border")
+    back = layer.carry_back(layer(moving), layer.transform(moving), moving)
+    assert back.shape == moving.shape
+    inner = (..., *[slice(n // 4, 3 * n // 4) for n in shape])
+    assert float((back - moving)[inner].std()) < 0.3 * float(moving[inner].std())
+
+
+@both
+@every
+def test_a_layer_is_pickled_and_an_empty_batch_passes(ndim, name):
+    layer = SpatialTransformer(FreeParameters(model(name).count(ndim)), name)
+    moving = texture(SHAPES[ndim])
+    moved = layer(moving)
+    again = pickle.loads(pickle.dumps(layer))
+    assert not again._kept and torch.equal(again(moving), moved)
+    assert layer(moving[:0]).shape == (0, *moving.shape[1:])
+
+
+@pytest.mark.parametrize("size", [(0, 10), (-3, 5), 10, ("a", 3), (2.5, 3), (4,), (1, 2, 3, 4)])
+def test_sizes_that_are_none_are_refused(size):
+    with pytest.raises(OptionError, match=r"size: .*expected whole numbers from 1 on"):
+        SpatialTransformer(FreeParameters(6), size=size)
+
+
+@pytest.mark.parametrize("moving", [torch.zeros(2, 1, 0, 5), torch.zeros(3, 4), torch.zeros(1, 1, 4, 5, dtype=torch.complex64), None])
+def test_what_is_no_image_is_refused(moving):
+    with pytest.raises(GeometryError, match=r"moving: .*expected a tensor"):
+        SpatialTransformer(FreeParameters(6))(moving)
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(OptionError, match="localisation: a NoneType"):
+        SpatialTransformer(None)
+    with pytest.raises(OptionError, match="gradient_scale: None"):
+        SpatialTransformer(FreeParameters(6), gradient_scale=None)
+    for wrong in ((), ([FreeParameters(6)],)):
+        with pytest.raises(OptionError, match="modules: expected one or more torch modules"):
+            Parallel(*wrong)
+    with pytest.raises(OptionError, match="affine has neither control points nor stiffness"):
+        model("affine", control=3)

@@ -159,3 +159,15 @@ def test_transformers_side_by_side_and_one_behind_the_other_are_compiled(fresh):
     assert net(moving).shape == (2, 2, *half)
     # twice as long a step is smoothed in blocks by eager, and in none in a graph
     torch.testing.assert_close(torch.compile(net, backend="eager", fullgraph=True)(moving), net(moving), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("antialias", ["none", "auto"])
+@pytest.mark.parametrize("name", ["affine", "projective", "tps"])
+def test_an_exported_batch_may_be_of_any_size(name, antialias):
+    torch.manual_seed(0)
+    net = SpatialTransformer(localiser((1, 20, 26), name, width=4), name, antialias=antialias)
+    torch.nn.init.normal_(net.localisation[-1].weight, std=0.02)
+    batch = torch.export.Dim("N", min=2, max=64)
+    graph = torch.export.export(net, (torch.rand(4, 1, 20, 26),), dynamic_shapes={"moving": {0: batch}}).module()
+    images = torch.rand(7, 1, 20, 26)
+    torch.testing.assert_close(graph(images), net(images), atol=1e-5, rtol=0)

@@ -221,7 +221,8 @@ def summary(result: Registration, folder: Path) -> list[str]:
     change = record["similarity"]
     if "bent" in (found := {k.removeprefix("similarity_"): v for k, v in result.trace["guard"].items()}):
         lines.append(f"bent        {found['affine']:.3f} under the affine map, {found['bent']:.3f} bent, at the finest level")
-    lines.append(f"agreement   {change['before']:.3f} where the headers put them, {change['after']:.3f} now (1 is equal, 0 unrelated)")
+    now = "now" if result.affine else "under the affine map"
+    lines.append(f"agreement   {change['before']:.3f} where the headers put them, {change['after']:.3f} {now} (1 is equal, 0 unrelated)")
     seconds = record.get("seconds", {})
     if seconds:
         lines.append(f"seconds     {sum(seconds.get(part, 0.0) for part in ('total', 'resample', 'write')):.1f}")

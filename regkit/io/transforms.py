@@ -38,7 +38,8 @@ def read_transform(path: str | Path, ndim: int | None = None) -> Transform:
     where = f"transform: {path}"
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise FormatError(f"{where} has none of the known suffixes {', '.join(SUFFIXES)}; expected an ITK transform, or regkit's .json")
+        raise FormatError(f"{where} has none of the known suffixes {', '.join(SUFFIXES)}; expected an ITK transform, or regkit's .json "
+                          "(beside a displacement.nii.gz of regkit lies its transform.json)")
     try:
         with path.open("rb") as file:
             head = file.read(4096)

@@ -13,23 +13,28 @@ from regkit.space import Model, SplineModel, model
 _SMALLEST = 4  # voxels an axis keeps when it is pooled
 
 
-class Beside(nn.Module):
-    """A net that looks at several images at once: they are laid beside each other as channels."""
+class Localiser(nn.Sequential):
+    """A net that looks at `images` images (N, *shape) at once, laid beside each other as channels."""
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
+    def __init__(self, layers: Sequence[nn.Module], shape: tuple[int, ...], images: int) -> None:
+        super().__init__(*layers)
+        self.shape, self.images = shape, images
 
     def forward(self, *images: Tensor) -> Tensor:
-        return self.net(torch.cat(images, 1))
+        """images: as many as it was built for, each (N, *shape). → θ (N, P). Raises GeometryError for others."""
+        if len(images) != self.images or any(tuple(image.shape[1:]) != self.shape for image in images):
+            raise GeometryError(f"localiser: was built for {self.images} of (N, {', '.join(map(str, self.shape))}), got "
+                                f"{', '.join(str(tuple(image.shape)) for image in images) or 'none'}")
+        return super().forward(torch.cat(images, 1))
 
 
 def localiser(shape: Sequence[int], model_name: str | Model | SplineModel = "affine", *, width: int = 16, hidden: int = 32,
-              images: int = 1) -> nn.Module:
+              images: int = 1) -> Localiser:
     """A small convolutional net that says θ (N, P) for images (N, C, *S) of a known shape.
 
     shape: (C, *S), of one image. model_name: as `SpatialTransformer` takes it. width: channels of the first convolution; they
-    double, up to four times as many, each time the image is halved. hidden: units before θ. images: how many images it is
+    double, up to four times as many, each time the image is halved. hidden: units before θ; both more for
+    images with much in them. images: how many images it is
     given at once, for example 2 for moving and fixed.
 
     Convolution, normalisation of each image by itself, ReLU and halving by average, until an axis has less than 8 voxels; then
@@ -37,9 +42,10 @@ def localiser(shape: Sequence[int], model_name: str | Model | SplineModel = "aff
 
     Raises GeometryError for another number of axes, OptionError for numbers below 1.
     """
+    whole = all(int(n) == n for n in shape)
     channels, *size = (int(n) for n in shape)
     d = len(size)
-    if d not in (2, 3) or min(channels, *size) < 1:
+    if d not in (2, 3) or min(channels, *size) < 1 or not whole:
         raise GeometryError(f"shape: {tuple(shape)}; expected (C, H, W) or (C, H, W, D)")
     for name, value in (("width", width), ("hidden", hidden), ("images", images)):
         if value < 1:
@@ -60,5 +66,5 @@ def localiser(shape: Sequence[int], model_name: str | Model | SplineModel = "aff
     last = nn.Linear(hidden, found.count(d))
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(count * torch.Size(size).numel(), hidden), nn.ReLU(), last)
-    return net if images == 1 else Beside(net)
+    layers += [nn.Flatten(), nn.Linear(count * torch.Size(size).numel(), hidden), nn.ReLU(), last]
+    return Localiser(layers, tuple(int(n) for n in shape), images)

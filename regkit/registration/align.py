@@ -139,7 +139,7 @@ def _bend(scene: Scene, outcome: Outcome, settings: Settings, refined: bool, tel
     names = tuple(name for name in outcome.similarity.split("+") if SIMILARITIES[name].residual in ("correlation", "difference"))
     if not names:
         outcome.notes.append(f"the map was bent under mind, which least squares can follow; {outcome.similarity} led to the affine map")
-    kind = model(settings.model, control=settings.control, stiffness=settings.stiffness)
+    kind = model("tps", control=settings.control, stiffness=settings.stiffness) if settings.model == "tps" else MODELS[settings.model]
     found, values = bend(scene, names or ("mind",), outcome.map, kind)
     outcome.scores |= {"affine": values[-2], "bent": values[-1]}
     outcome.seconds["bend"] = time.perf_counter() - began

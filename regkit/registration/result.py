@@ -97,7 +97,8 @@ class Registration:
 
     def record(self) -> dict[str, Any]:
         """All of it as plain numbers and strings, the content of `registration.json`."""
-        return {"matrix": self._matrix(), **self.trace, "settings": self.settings.as_dict()}
+        part = {"matrix_is": "the affine map that the spline bends"} if isinstance(self.transform, Composite) else {}
+        return {"matrix": self._matrix(), **part, **self.trace, "settings": self.settings.as_dict()}
 
     def _matrix(self) -> list[list[float]] | None:
         try:

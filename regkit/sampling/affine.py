@@ -64,7 +64,7 @@ def read_lines(data: Tensor, mapping: Tensor, grid: Grid, low: int, high: int, s
     start = ((first[0] + 0.5) * scale - 1).flip(-1).to(data.dtype)
     count = torch.arange(n, device=grid.device)
     coordinates = torch.addcmul(start[:, None], count.to(data.dtype)[:, None], (step[0] * scale).flip(-1).to(data.dtype))
-    return read(data, coordinates.reshape(1, -1, d).expand(len(data), -1, -1)), seen(first, step, n, shape).reshape(1, -1)
+    return read(data, coordinates.reshape(1, -1, d).expand(data.shape[0], -1, -1)), seen(first, step, n, shape).reshape(1, -1)
 
 
 def read_affine(data: Tensor, mapping: Tensor, shape: Sequence[int], blocks: Sequence[int], padding: str) -> Tensor:
@@ -72,7 +72,7 @@ def read_affine(data: Tensor, mapping: Tensor, shape: Sequence[int], blocks: Seq
     outside is as torch's `padding` border or reflection has it.
 
     Coordinates are the sum of those of a line's start and of a ramp along it: a third of the time of torch's `affine_grid`."""
-    d, n = len(shape), max(len(data), len(mapping))
+    d, n = len(shape), max(data.shape[0], mapping.shape[0])
     theta = normalised(mapping, shape, [m * k for m, k in zip(data.shape[2:], blocks, strict=True)]).to(data.dtype)
     ramps = [torch.arange(m, dtype=data.dtype, device=data.device) * (2 / m) + (1 / m - 1) for m in shape]
     rest = torch.stack([*(g.flatten() for g in reversed(torch.meshgrid(*ramps[:-1], indexing="ij"))),

@@ -47,14 +47,14 @@ def prefilter(data: Tensor, wide: Tensor, blocks: Sequence[int] | None = None) -
     """data (N, C, *S) smoothed for steps of `wide` (N|1, D) voxels along its axes; kept for blocks of voxels, see `in_blocks`."""
     size = data.shape[2:]
     blocks = (1,) * len(size) if blocks is None else blocks
-    if len(wide) == 1 and not torch.compiler.is_compiling():
+    if wide.shape[0] == 1 and not torch.compiler.is_compiling():
         steps = [round(max(k, 1.0), 4) for k in wide[0].tolist()]
         return along(data, [sharp_one(n, k, b) if n > 1 and (k > SHARP or b > 1) else None
                             for n, k, b in zip(size, steps, blocks, strict=True)])
     with torch.no_grad():
         wide = wide.round(decimals=4).to(data.dtype)  # as for one item alone
         kernels = [sharp(n, wide[:, a], b) if n > 1 else None for a, (n, b) in enumerate(zip(size, blocks, strict=True))]
-    return along(data.expand(max(len(data), len(wide)), *data.shape[1:]), kernels)
+    return along(data.expand(max(data.shape[0], wide.shape[0]), *data.shape[1:]), kernels)
 
 
 def in_blocks(index: Tensor, blocks: Sequence[int]) -> Tensor:
@@ -101,12 +101,12 @@ def local_steps(to_source: Callable[[Tensor], Tensor], shape: Sequence[int], dev
         points = torch.stack(torch.meshgrid(*ends, indexing="ij"), -1).reshape(1, -1, d)
         half = 0.5 * torch.eye(d, dtype=torch.float64, device=device)
         around = to_source(torch.cat([points + s * h for h, s in itertools.product(half, (1, -1))], 1))
-        around = around.reshape(len(around), d, 2, -1, d)
+        around = around.reshape(around.shape[0], d, 2, -1, d)
         squared = torch.einsum("naPi,naPj->nPij", *[around[:, :, 0] - around[:, :, 1]] * 2)  # J Jᵀ
         vector = squared.gather(3, squared.diagonal(dim1=2, dim2=3).argmax(-1)[..., None, None].expand(-1, -1, d, 1))
         for _ in range(5):  # power iteration
             vector = squared @ (vector / vector.norm(dim=2, keepdim=True).clamp_min(1e-30))
-        return 0.5 * vector.norm(dim=2).clamp_min(1e-12).log2().reshape(len(around), 1, *coarse)
+        return 0.5 * vector.norm(dim=2).clamp_min(1e-12).log2().reshape(around.shape[0], 1, *coarse)
 
 
 @dataclass(frozen=True, eq=False)

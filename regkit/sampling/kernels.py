@@ -43,7 +43,7 @@ def sample(data: Tensor, index: Tensor, kernel: str = "linear") -> Tensor:
     `torch.use_deterministic_algorithms` is on, the backward pass of all is free of atomic additions.
     """
     choose("kernel", kernel, ("linear", "nearest", "cubic"))
-    n = max(len(data), len(index))
+    n = max(data.shape[0], index.shape[0])
     if kernel == "nearest":
         return _nearest(data.expand(n, *data.shape[1:]), index.expand(n, *index.shape[1:]))
     if kernel == "cubic":
@@ -51,7 +51,7 @@ def sample(data: Tensor, index: Tensor, kernel: str = "linear") -> Tensor:
         return torch.stack([_cubic(coefficients, points) for coefficients, points in pairs])
     if torch.are_deterministic_algorithms_enabled():
         return _gathered(data.expand(n, *data.shape[1:]), index.expand(n, *index.shape[1:]))
-    if len(data) == 1 and data.shape[1] > FEW and data.movedim(1, -1).is_contiguous():
+    if data.shape[0] == 1 and data.shape[1] > FEW and data.movedim(1, -1).is_contiguous():
         return _rows(data, index)
     size = torch.tensor(data.shape[2:], dtype=index.dtype, device=index.device)
     return read(data, torch.addcmul(1 / size - 1, index, 2 / size).flip(-1).to(data.dtype).expand(n, -1, -1))
@@ -122,7 +122,7 @@ def _flat(index: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
 
 def _cubic(coefficients: Tensor, index: Tensor) -> Tensor:
     """Cubic B-spline (Unser 1999) of coefficients (C, *S + margins) at index points (P, D) → (C, P)."""
-    place = torch.zeros(len(index), dtype=torch.long, device=index.device)
+    place = torch.zeros(index.shape[0], dtype=torch.long, device=index.device)
     weights = []
     for axis, padded in enumerate(coefficients.shape[1:]):
         x = index[:, axis].clamp(-0.5, padded - 2 * MARGIN - 0.5)

@@ -54,7 +54,11 @@ class How:
 def resample(data: Tensor, way: IndexMap, shape: Sequence[int], how: How) -> Tensor:
     """data (N|1, C, *S) at the places where `way` takes the index points of a target → (N, C, *shape), in the dtype of data.
 
-    Half precision is computed in float32. Items do not depend on each other, nor does what is smoothed of one."""
+    Half precision is computed in float32, integers are rounded. Items do not depend on each other, nor does what is smoothed of one."""
+    if not data.is_floating_point() and how.kernel != "nearest":
+        limits = torch.iinfo(data.dtype)
+        values = resample(data.double() if data.dtype.itemsize > 2 else data.float(), way, shape, how)
+        return values.round().clamp(limits.min, limits.max).to(data.dtype)  # a cubic overshoot must not wrap around
     dtype = data.dtype
     data = data if dtype in (torch.float32, torch.float64) or how.kernel == "nearest" else data.float()
     matrix = way.matrix if way.affine else None
@@ -70,16 +74,16 @@ def resample(data: Tensor, way: IndexMap, shape: Sequence[int], how: How) -> Ten
 
 def _shrunk(data: Tensor, matrix: Tensor, shape: Sequence[int], how: How, wide: Tensor) -> Tensor:
     """Items of which some are shrunk: those that are treated alike go together."""
-    n, size = max(len(data), len(matrix)), data.shape[2:]
+    n, size = max(data.shape[0], matrix.shape[0]), data.shape[2:]
     groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
     for i, (steps, counts) in enumerate(zip(wide.tolist(), aa.supersampling(matrix), strict=True)):
         groups.setdefault((counts, aa.blocks_of(steps, size) if max(counts) == 1 else ()), []).append(i)
-    if len(matrix) == 1:
+    if matrix.shape[0] == 1:
         groups = {key: list(range(n)) for key in groups}
     parts = []
     for (counts, blocks), members in groups.items():
         pick = slice(None) if len(members) == n else torch.tensor(members, device=data.device)
-        some, m = data if len(data) == 1 else data[pick], matrix if len(matrix) == 1 else matrix[pick]
+        some, m = data if data.shape[0] == 1 else data[pick], matrix if matrix.shape[0] == 1 else matrix[pick]
         if max(counts) > 1:
             parts.append(_supersampled(some, m, shape, how, counts))
         else:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regkit.errors import GeometryError, choose
+from regkit.errors import GeometryError, OptionError, choose
 from regkit.space.spline import SplineModel
 
 
@@ -211,7 +211,7 @@ class Model:
             return found
         last = torch.eye(ndim + 1, dtype=theta.dtype, device=theta.device)[ndim:]
         # affine to the last bit, which matrix_exp is not
-        return torch.cat([found[:, :ndim], last.expand(len(found), 1, -1)], 1)
+        return torch.cat([found[:, :ndim], last.expand(found.shape[0], 1, -1)], 1)
 
     def fit(self, p: Tensor, q: Tensor, w: Tensor | None = None) -> Tensor:
         """The member that maps p (N, P, D) best to q, weights w (N, P) ≥ 0: (N, D+1, D+1), determinant > 0."""
@@ -231,23 +231,46 @@ class Model:
         return _assemble(self.nearest(linear), centre.expand_as(image), image)
 
 
+# named, not lambdas: a layer that holds a model can be pickled
+def _attention_basis(d: int) -> list[Tensor]:
+    return _shifts(d) + _scale(d)
+
+
+def _rigid_basis(d: int) -> list[Tensor]:
+    return _shifts(d) + _skews(d)
+
+
+def _similarity_basis(d: int) -> list[Tensor]:
+    return _shifts(d) + _skews(d) + _scale(d)
+
+
+def _projective_basis(d: int) -> list[Tensor]:
+    return _affine_basis(d) + _tilts(d)
+
+
+def _itself(linear: Tensor) -> Tensor:
+    return linear
+
+
 MODELS: dict[str, Model] = {
     "translation": Model("translation", _shifts, _fit_translation, _project_translation),
-    "attention": Model("attention", lambda d: _shifts(d) + _scale(d), _fit_attention, _project_attention),
-    "rigid": Model("rigid", lambda d: _shifts(d) + _skews(d), _fit_rigid, nearest_rotation),
-    "similarity": Model("similarity", lambda d: _shifts(d) + _skews(d) + _scale(d), _fit_similarity, _project_similarity),
-    "affine": Model("affine", _affine_basis, _fit_affine, lambda linear: linear),
-    "projective": Model("projective", lambda d: _affine_basis(d) + _tilts(d), _fit_projective, lambda linear: linear, affine=False),
+    "attention": Model("attention", _attention_basis, _fit_attention, _project_attention),
+    "rigid": Model("rigid", _rigid_basis, _fit_rigid, nearest_rotation),
+    "similarity": Model("similarity", _similarity_basis, _fit_similarity, _project_similarity),
+    "affine": Model("affine", _affine_basis, _fit_affine, _itself),
+    "projective": Model("projective", _projective_basis, _fit_projective, _itself, affine=False),
 }
 
 
 MODEL_NAMES = (*MODELS, "tps")
 
 
-def model(name: str, *, control: int = 4, stiffness: float = 0.0) -> Model | SplineModel:
-    """The model of that name; `tps` with so many control points along each axis and such a stiffness.
+def model(name: str, *, control: int | None = None, stiffness: float | None = None) -> Model | SplineModel:
+    """The model of that name; `tps` with so many control points along each axis (4) and such a stiffness (0).
 
-    Raises OptionError naming the nearest right one."""
+    Raises OptionError naming the nearest right one, or for what means nothing to that model."""
     if choose("model", name, MODEL_NAMES) == "tps":
-        return SplineModel(control, stiffness)
+        return SplineModel(4 if control is None else control, 0.0 if stiffness is None else stiffness)
+    if control is not None or stiffness is not None:
+        raise OptionError(f"model: {name} has neither control points nor stiffness; give them with tps alone")
     return MODELS[name]

@@ -47,7 +47,7 @@ class SplineModel:
     name: str = field(default="tps", init=False)
 
     def __post_init__(self) -> None:
-        if int(self.control) != self.control or self.control < 2:
+        if not isinstance(self.control, int) or self.control < 2:
             raise OptionError(f"control: {self.control}; a thin-plate spline needs 2 or more control points along each axis")
         if not 0 <= self.stiffness < math.inf:
             raise OptionError(f"stiffness: {self.stiffness}; expected a number from 0 on")

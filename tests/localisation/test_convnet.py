@@ -216,3 +216,11 @@ class _Detached(nn.Module):
 
     def forward(self, images):
         return self.net(images.detach())
+
+
+def test_images_it_was_not_built_for_are_refused():
+    net = localiser((1, 12, 10), "rigid", images=2)
+    image = torch.zeros(2, 1, 12, 10)
+    for wrong in ((image,), (image, image, image), (image, image[..., 1:]), (image, image[:, [0, 0]]), ()):
+        with pytest.raises(GeometryError, match=r"localiser: was built for 2 of \(N, 1, 12, 10\), got"):
+            net(*wrong)
