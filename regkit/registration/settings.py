@@ -25,7 +25,7 @@ class Settings:
     """
 
     model: str = "affine"
-    """What may move: translation, attention (shift and one scale), rigid, similarity, affine, projective or tps (thin-plate spline)."""
+    """What may move: translation, attention, rigid, similarity, affine, projective or tps."""
     similarity: str = "auto"
     """What "aligned" means: auto, mse, ncc, lncc, cr, mi, edge, mind or ngf; auto looks at the pair and says what it chose."""
     start: str = "auto"

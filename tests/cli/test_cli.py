@@ -65,7 +65,7 @@ def test_every_setting_is_explained(capsys):
     """The help of a setting is its docstring in Settings, its default the dataclass's."""
     run(["register", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "What may move: translation, rigid, similarity or affine." in text
+    assert "What may move: translation, attention, rigid, similarity, affine, projective or tps." in text
     assert "[default: affine]" in text
 
 
@@ -79,7 +79,7 @@ MISTAKES = [
     ([*PAIR, "--modle", "rigid"], "did you mean --model?"),
     ([*PAIR, "--no-quiet"], "unknown option: --no-quiet"),
     ([*PAIR, "--model"], "--model requires an argument"),
-    ([*PAIR, "--model", "afine"], "use one of translation, rigid, similarity, affine (nearest: affine)"),
+    ([*PAIR, "--model", "afine"], "use one of translation, attention, rigid, similarity, affine, projective, tps (nearest: affine)"),
     ([*PAIR, "--similarity", "nc"], "nearest: ncc"),
     ([*PAIR, "--start", "header.txtt"], "nearest: header"),
     ([*PAIR, "--interpolation", "cubik"], "nearest: cubic"),
