@@ -12,10 +12,12 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 SHARP = 1.15  # voxels a step up to which nothing need be smoothed: linear interpolation takes out as much
 _WIDER = 1.17  # of what a step is longer, see `sharp`
 _BAND = 64  # columns to which a block of rows of a banded matrix belongs
+_looked_at = WeakIdKeyDictionary()  # the bands of matrices that are kept, and so met again
 _PLAIN = torch.inference_mode(False)  # what is kept may be first asked for under inference_mode, and later need gradients
 
 
@@ -45,6 +47,8 @@ def _bands(matrix: Tensor) -> list[tuple[slice, slice]]:
     rows, columns = matrix.shape[-2:]
     if columns < 2 * _BAND or rows < 2 or torch.compiler.is_compiling():
         return [(slice(None), slice(None))]
+    if matrix in _looked_at:
+        return _looked_at[matrix]
     step = max(1, round(_BAND * rows / columns))
     filled = (matrix.detach() != 0).reshape(-1, rows, columns).any(0)
     found = []
@@ -52,6 +56,7 @@ def _bands(matrix: Tensor) -> list[tuple[slice, slice]]:
         used = filled[low: low + step].any(0).nonzero()
         first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
         found.append((slice(low, min(low + step, rows)), slice(first, last)))
+    _looked_at[matrix] = found
     return found
 
 
