@@ -1,6 +1,6 @@
 """Seconds of `SpatialTransformer` against torch's own pair `affine_grid` + `grid_sample`, forward and backward, in the same run.
 
-    python pipelines/benchmark/transformer.py -o OUT [--threads 2] [--repeats 15]
+    python pipelines/benchmark/transformer.py -o OUT [--threads 1] [--repeats 15]
 
 Both are given random affine maps near the identity for a whole batch; gradients go to the parameters and to the images. They take
 turns, so that both meet the same machine; the ratio is that of the medians. Writes OUT/transformer.csv and prints a table.
@@ -48,7 +48,7 @@ def contestants(shape: tuple[int, ...], batch: int, channels: int) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -24,7 +24,7 @@ import train
 
 import data
 
-STEPS = 5000
+STEPS = 3000
 # one thread a process, and memory that is kept for the next step instead of being given back to the system and fetched again (glibc)
 SURROUNDINGS = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 
