@@ -6,7 +6,8 @@ two layers of 20 filters 5×5, then 20 units; its last layer begins at zero, whe
 
 Differences, all for the sake of training on a CPU: 32 filters a layer (the paper: 32 to 64) with a hidden layer behind them that takes
 what is left of the parameters; one pooling, down to a map of like size whatever the image, instead of two; transformers give 28×28,
-the digit's own size, where the paper pools their output by two; localisations of images larger than that look at it halved.
+the digit's own size, where the paper pools their output by two; localisations of images larger than that look at it halved. The 60×60
+of the clutter are read anti-aliased, which does there what the paper's pooling does.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ def convolutionally_localised(side: int, count: int) -> nn.Module:
         _at_zero(nn.Linear(20, count)))
 
 
-def transformer(localisation: nn.Module, name: str) -> SpatialTransformer:
-    return SpatialTransformer(localisation, name, size=(CROP, CROP), padding="zeros", antialias="none")
+def transformer(localisation: nn.Module, name: str, side: int = CROP) -> SpatialTransformer:
+    return SpatialTransformer(localisation, name, size=(CROP, CROP), padding="zeros", antialias="auto" if side >= 2 * CROP else "none")
 
 
 def parameters(net: nn.Module) -> int:
@@ -123,7 +124,7 @@ def build(name: str, side: int, seed: int, budget: int = BUDGET) -> nn.Module:
         if not transform:
             return _widest(partial(classifier, side), budget).to(memory_format=torch.channels_last)
         localise = fully_localised if kind == "FCN" else convolutionally_localised
-        module = transformer(localise(side, model(transform).count(2)), transform)
+        module = transformer(localise(side, model(transform).count(2)), transform, side)
         net = Standing(module, _widest(partial(classifier, CROP), budget - parameters(module)))
     return net.to(memory_format=torch.channels_last)
 
