@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from regkit.registration.settings import Settings
     from regkit.space import Grid, Matrix
     from regkit.stn import SpatialTransformer
+    from regkit.training.settings import TrainSettings
+    from regkit.training.train import train
 
 __version__ = "0.1.0"
 
@@ -41,12 +43,14 @@ __all__ = [
     "RegkitError",
     "Settings",
     "SpatialTransformer",
+    "TrainSettings",
     "align",
     "apply",
     "evaluate",
     "read_image",
     "read_points",
     "read_transform",
+    "train",
     "write_image",
     "write_points",
     "write_transform",
@@ -59,6 +63,8 @@ _HOME = {
     "Registration": "regkit.registration.result",
     "Settings": "regkit.registration.settings",
     "SpatialTransformer": "regkit.stn",
+    "TrainSettings": "regkit.training.settings",
+    "train": "regkit.training.train",
     "Image": "regkit.image",
     **dict.fromkeys(("Grid", "Matrix"), "regkit.space"),
     **dict.fromkeys(

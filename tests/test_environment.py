@@ -47,7 +47,7 @@ def test_conda_installs_regkit_itself():
     assert [item for item in _environment() if item.startswith("pip:")] == ["pip:-e ."]
 
 
-@pytest.mark.parametrize("extra", ["core", "report", "demo", "test", "dev"])
+@pytest.mark.parametrize("extra", ["core", "report", "train", "demo", "test", "dev"])
 def test_constraints_pin_what_is_tested(extra):
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(_split(line) for line in lines if line and not line.startswith("#"))

@@ -28,8 +28,8 @@ ON_THE_WAY = {*(name for name, storey in STOREYS.items() if storey <= STOREYS["r
 
 PUBLIC = [
     "Evaluation", "FormatError", "GeometryError", "Grid", "Image", "Matrix", "OptionError", "OutputError", "OverlapError", "Points",
-    "Registration", "RegkitError", "Settings", "SpatialTransformer", "align", "apply", "evaluate", "read_image",
-    "read_points", "read_transform", "write_image", "write_points", "write_transform",
+    "Registration", "RegkitError", "Settings", "SpatialTransformer", "TrainSettings", "align", "apply", "evaluate", "read_image",
+    "read_points", "read_transform", "train", "write_image", "write_points", "write_transform",
 ]
 
 

@@ -47,6 +47,7 @@ def build() -> App:
     from regkit.cli.evaluate import evaluate
     from regkit.cli.register import register
     from regkit.cli.report import report
+    from regkit.cli.train import train
 
     app = App(
         name="regkit",
@@ -57,7 +58,7 @@ def build() -> App:
         suppress_keyboard_interrupt=False,
         default_parameter=Parameter(negative=(), converter=_convert),
     )
-    for verb in (register, apply, evaluate, report, demo):
+    for verb in (register, apply, evaluate, report, train, demo):
         app.command(verb)
     return app
 

@@ -19,10 +19,13 @@ from regkit.image import Image
 from regkit.io import read_image, read_transform, sha256
 from regkit.registration.bend import bend
 from regkit.registration.guard import look, overlap
+from regkit.registration.nets import Trained
 from regkit.registration.pair import Pair, make_pair
+from regkit.registration.predict import chosen, said
 from regkit.registration.pyramid import build, choose_levels
 from regkit.registration.result import Registration
-from regkit.registration.settings import START_NAMES, Settings
+from regkit.registration.settings import NET, START_NAMES, Settings
+from regkit.registration.start import Candidate
 from regkit.registration.steps import Outcome, Scene, score
 from regkit.registration.walk import walk
 from regkit.similarity import SIMILARITIES
@@ -65,15 +68,17 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
                          run=run)
         tell("pyramid", 0.05)
         given, notes = _given(pair, settings)
+        nets = chosen(settings.start, settings.model, pair.ndim)
         asked = settings.level_list()
         levels = choose_levels(pair) if asked is None else asked
-        canvases = build(pair, levels or choose_levels(pair)[:1], literal=settings.similarity == "mse",
+        canvases = build(pair, levels or _bare(pair, nets), literal=settings.similarity == "mse",
                          run=run)
         frame = Frame.of(pair.fixed.grid)
         scene = Scene(canvases, frame, MODELS["affine" if settings.model in CURVED else settings.model], settings.seed, run)
         built = time.perf_counter()
-        start = "given" if given is not None else settings.start
-        outcome = walk(scene, settings.similarity, start, None if given is None else _in_frame(given, frame), bool(levels), tell)
+        start = settings.start if settings.start in START_NAMES else "given"
+        known = [Candidate(_in_frame(given, frame)[0], "given", True)] if given is not None else said(nets, scene)
+        outcome = walk(scene, settings.similarity, start, known, bool(levels), tell)
         transform = _finish(outcome, scene)
         eye = _in_frame(Matrix.identity(pair.ndim).to(device), frame)
         outcome.scores["header"] = score(scene, min(1, len(canvases) - 1), tuple(outcome.similarity.split("+")), eye)
@@ -104,7 +109,7 @@ align.__signature__ = inspect.signature(align).replace(parameters=[  # type: ign
 
 def _given(pair: Pair, settings: Settings) -> tuple[Matrix | None, list[str]]:
     """The start read from a file, as a member of the model."""
-    if settings.start in START_NAMES:
+    if settings.start in START_NAMES or settings.start.startswith(NET):
         if settings.start == "header" and overlap(pair, Matrix.identity(pair.ndim)) == 0:
             raise OverlapError("start: the scans do not overlap where their headers put them; use --start auto or centre")
         return None, []
@@ -119,6 +124,11 @@ def _given(pair: Pair, settings: Settings) -> tuple[Matrix | None, list[str]]:
         return Matrix(member).to(pair.fixed.grid.device), []
     return Matrix(member).to(pair.fixed.grid.device), [f"start: {settings.start} is no {kind} map; the nearest one was taken "
                                                        f"(corners of the scan shift by up to {away:.3g} mm)"]
+
+
+def _bare(pair: Pair, nets: list[Trained]) -> tuple[float, ...]:
+    """The level on which starts are compared where nothing is refined: the coarsest, or what a net is to see."""
+    return (min(choose_levels(pair)[0], *(net.millimetres(pair.fixed.grid) for net in nets)),) if nets else choose_levels(pair)[:1]
 
 
 def _touching(transform: Transform, centre: torch.Tensor) -> torch.Tensor:

@@ -49,11 +49,11 @@ def make_pair(fixed: Image, moving: Image, fixed_mask: Image | None = None, movi
         raise GeometryError(f"moving: is {moving.ndim}D {moving.grid.shape}, fixed is {fixed.ndim}D {fixed.grid.shape}; "
                             "give two scans of one dimension (a slice out of the volume, or the volume)")
     jobs = (("fixed", fixed, fixed_mask), ("moving", moving, moving_mask))
-    (f, wf, bf, said), (m, wm, bm, more) = run(lambda job: _ready(*job), jobs)
+    (f, wf, bf, said), (m, wm, bm, more) = run(lambda job: ready(*job), jobs)
     return Pair(f, m, wf, wm, bf, bm, (*said, *more))
 
 
-def _ready(name: str, image: Image, mask: Image | None) -> tuple[Image, Tensor | None, float | None, list[str]]:
+def ready(name: str, image: Image, mask: Image | None) -> tuple[Image, Tensor | None, float | None, list[str]]:
     """One scan of one channel without NaN, its weight, its background, and what was done to it."""
     gray, weight, notes = image.luminance(), None, []
     finite = torch.isfinite(gray.data)

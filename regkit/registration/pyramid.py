@@ -121,7 +121,7 @@ def without_background(canvas: Canvas) -> Canvas:
     return replace(canvas, weight=weight, source=replace(canvas.source, hidden=canvas.background), made={})
 
 
-def _bounds(data: Tensor, weight: Tensor | None) -> tuple[float, float]:
+def bounds(data: Tensor, weight: Tensor | None) -> tuple[float, float]:
     """The 0.2 and 99.8 percentiles of what counts, or its ends where those are one value."""
     values = data[weight > 0] if weight is not None else data.flatten()
     values = values.flatten()[:: max(1, values.numel() // 200_000)].sort().values
@@ -156,13 +156,13 @@ def build(pair: Pair, levels: tuple[float, ...], *, literal: bool = False, run: 
     """(fixed, moving) canvases for each level, coarse to fine; a level too fine for memory is made coarser in both scans.
     The scans are independent jobs for `run`.
 
-    Intensities are made robust: what `_bounds` gives becomes 0 … 1 and what lies beyond is clamped, by each scan's own
+    Intensities are made robust: what `bounds` gives becomes 0 … 1 and what lies beyond is clamped, by each scan's own
     bounds or, `literal`, by common ones, for measures that compare intensities as they are."""
     levels = tuple(max(_fitting(pair.fixed.grid, mm), _fitting(pair.moving.grid, mm)) for mm in levels)
     scans = ((pair.fixed, pair.fixed_weight, pair.fixed_background), (pair.moving, pair.moving_weight, pair.moving_background))
-    bounds = [_bounds(image.data, weight) for image, weight, _ in scans]
+    limits = [bounds(image.data, weight) for image, weight, _ in scans]
     if literal:
-        bounds = [(min(low for low, _ in bounds), max(high for _, high in bounds))] * 2
+        limits = [(min(low for low, _ in limits), max(high for _, high in limits))] * 2
 
     def canvases(job: tuple[Image, Tensor | None, float | None, tuple[float, float]]) -> list[Canvas]:
         image, weight, constant, (low, high) = job
@@ -177,4 +177,4 @@ def build(pair: Pair, levels: tuple[float, ...], *, literal: bool = False, run: 
                 data, weight, grid = values, seen, target
         return made
 
-    return list(zip(*run(canvases, [(*scan, bound) for scan, bound in zip(scans, bounds, strict=True)]), strict=True))
+    return list(zip(*run(canvases, [(*scan, bound) for scan, bound in zip(scans, limits, strict=True)]), strict=True))

@@ -12,7 +12,8 @@ from regkit.errors import OptionError, choose
 
 MODEL_NAMES = ("translation", "attention", "rigid", "similarity", "affine", "projective", "tps")
 SIMILARITY_NAMES = ("mse", "ncc", "lncc", "cr", "mi", "edge", "mind", "ngf")
-START_NAMES = ("auto", "header", "centre", "mass", "moments", "search")
+START_NAMES = ("auto", "header", "centre", "mass", "moments", "search", "net")
+NET = "net:"  # and a file, a training's folder, or the name of a shipped net
 MOST_CONTROL = 8  # in 3D 1,536 parameters
 INTERPOLATION_NAMES = ("linear", "cubic", "nearest")
 
@@ -29,7 +30,7 @@ class Settings:
     similarity: str = "auto"
     """What "aligned" means: auto, mse, ncc, lncc, cr, mi, edge, mind or ngf; auto looks at the pair and says what it chose."""
     start: str = "auto"
-    """Where to begin: auto, header, centre, mass, moments, search, or a transform file."""
+    """Where to begin: auto, header, centre, mass, moments, search, net, net:WEIGHTS, or a transform file."""
     interpolation: str = "linear"
     """How the moved scan is interpolated: linear, cubic or nearest."""
     fill: str = "auto"
@@ -54,7 +55,10 @@ class Settings:
         choose("similarity", self.similarity, ("auto", *SIMILARITY_NAMES))
         choose("interpolation", self.interpolation, INTERPOLATION_NAMES)
         choose("device", self.device, ("auto", "cpu", "cuda"))
-        if not self.start.lower().endswith((".tfm", ".txt", ".h5", ".hdf5", ".mat", ".json")):
+        if self.start.startswith(NET):
+            if self.start == NET:
+                raise OptionError(f"start: {NET} names no net; give {NET}FILE.safetensors, a training's folder or a shipped net's name")
+        elif not self.start.lower().endswith((".tfm", ".txt", ".h5", ".hdf5", ".mat", ".json")):
             choose("start", self.start, START_NAMES)
         self.fill_value(0.0)
         self.level_list()

@@ -28,11 +28,12 @@ COST = 0.03  # of similarity, that agreeing blocks may cost: 0.015 at most for 1
 COARSE = {"mse": "mse", "ncc": "ncc"}
 
 
-def walk(scene: Scene, similarity: str, start: str, given: Tensor | None, refined: bool,
+def walk(scene: Scene, similarity: str, start: str, given: list[Candidate], refined: bool,
          progress: Callable[[str, float], None]) -> Outcome:
     """From a start to the finest level; not `refined`: the best start as it is.
 
-    start: a name of `settings.START_NAMES`, or anything with `given`, a map (1, D+1, D+1) in the frame."""
+    start: a name of `settings.START_NAMES`. given: what is known beforehand, from a file or by a net: one more candidate with
+    `auto`, and else the only one."""
     clock = time.perf_counter()
     outcome = Outcome(torch.zeros(0), similarity)
     progress("start", 0.15)
@@ -76,10 +77,10 @@ def _pose(scene: Scene, name: str, pool: list[Candidate], repool: Callable[[Scen
     return one, without_idle(scene, one, outcome)
 
 
-def _pool(scene: Scene, similarity: str, start: str, given: Tensor | None) -> list[Candidate]:
-    if given is not None:
-        return [Candidate(given[0], "given", True)]
-    return candidates(*scene.canvases[0], scene.frame, scene.model, start, similarity, scene.seed, scene.run)
+def _pool(scene: Scene, similarity: str, start: str, given: list[Candidate]) -> list[Candidate]:
+    if given and start != "auto":
+        return given
+    return given + candidates(*scene.canvases[0], scene.frame, scene.model, start, similarity, scene.seed, scene.run)
 
 
 def _descend(scene: Scene, one: Tensor, outcome: Outcome, progress: Callable[[str, float], None]) -> Tensor:

@@ -1,0 +1,110 @@
+"""What a localisation net says of a pair, without looking for anything better."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from regkit.errors import OptionError
+from regkit.registration.nets import SHIPPED, Trained, load, shipped
+from regkit.registration.pyramid import Canvas, Smoothed
+from regkit.registration.settings import NET
+from regkit.registration.start import TURNLESS, Candidate
+from regkit.registration.steps import Scene
+from regkit.sampling import shrinkage
+from regkit.space import Frame, Grid
+
+LOOKS = 2  # how often a net looks: the second time at scans in the pose it found, which it knows best
+_STEP = 1.05  # a level may be this much coarser than the net's canvas before a finer one is taken
+
+
+def chosen(start: str, model: str, ndim: int) -> list[Trained]:
+    """The nets that are asked where to begin: the one that is named, all that are shipped for scans of `ndim` axes, or none."""
+    if start.startswith(NET):
+        found = [load(start.removeprefix(NET))]
+    elif start in ("net", "auto") and (model not in TURNLESS or start == "net"):
+        found = [_kept(name) for name in shipped(ndim)]
+    else:
+        return []
+    if start == "net" and not found:
+        raise OptionError(f"start: no net for {ndim}D scans is shipped; train one (regkit train) and give {NET}FOLDER, or --start search")
+    for net in found:
+        if net.ndim != ndim:
+            raise OptionError(f"start: {net.name} is a net for {net.ndim}D scans, these are {ndim}D; give another one, or --start auto")
+    return found
+
+
+@cache
+def _kept(name: str) -> Trained:
+    """A shipped net, whatever lies in the working folder under its name."""
+    return replace(load(SHIPPED / f"{name}.safetensors"), name=name)
+
+
+def said(nets: list[Trained], scene: Scene) -> list[Candidate]:
+    """What nets say of a pair, as members of the scene's model."""
+    d = scene.frame.centre.shape[-1]
+    found = []
+    for net in nets:
+        map = scene.model.project(predict(net, scene.canvases, scene.frame), torch.zeros(1, d, dtype=torch.float64))
+        found.append(Candidate(map[0], f"net {net.name}", False))
+    return found
+
+
+def predict(trained: Trained, canvases: list[tuple[Canvas, Canvas]], frame: Frame, looks: int = LOOKS) -> Tensor:
+    """The map (1, D+1, D+1) of fixed to moving points, in the frame.
+
+    canvases: the pair's levels, coarse to fine; the coarsest that shows what the net can see is read."""
+    with torch.no_grad():
+        fine = [pair for pair in canvases if pair[0].mm <= _STEP * min(trained.millimetres(canvas.grid) for canvas in pair)]
+        views = [View.of(canvas, trained) for canvas in (fine[0] if fine else canvases[-1])]
+        net, device = trained.net.to(views[0].device), views[0].device
+        for look in range(looks):
+            shown = [view.shown() for view in views]
+            if look + 1 < looks and len(getattr(net, "home", ())):  # each scan by itself, into the usual pose
+                views = [view.moved(net.pose(canvas)) for view, canvas in zip(views, shown, strict=True)]
+            else:
+                views[1] = views[1].moved(net(*shown))
+        world = views[1].pose @ torch.linalg.inv(views[0].pose)
+        return (frame.matrix.to(device) @ world @ frame.inverse.to(device)).to(device)
+
+
+class View:
+    """A scan as a net sees it: what is read, and the pose (1, D+1, D+1) that carries the canvas' half edges into the world."""
+
+    def __init__(self, source: Smoothed, pose: Tensor, trained: Trained) -> None:
+        self.source, self.pose, self.trained, self.device = source, pose, trained, pose.device
+
+    @staticmethod
+    def of(canvas: Canvas, trained: Trained) -> View:
+        """Around the scan's centre of mass, upright."""
+        weight = None if bool((canvas.weight == 1).all()) else canvas.weight
+        mm = trained.millimetres(canvas.grid)
+        target = canvas.grid.canonical(mm)
+        source = Smoothed.of(canvas.data, weight, canvas.grid, shrinkage(canvas.grid.inverse @ target.affine))
+        d = canvas.grid.ndim
+        pose = torch.eye(d + 1, dtype=torch.float64, device=canvas.data.device)[None].clone()
+        pose[:, :d, :d] *= mm * trained.edge / 2
+        pose[:, :d, d] = _middle(canvas)
+        return View(source, pose, trained)
+
+    def shown(self) -> Tensor:
+        """The canvas (1, 1, *S), 0 where nothing was seen."""
+        d, edge = self.pose.shape[-1] - 1, self.trained.edge
+        affine = torch.eye(d + 1, dtype=torch.float64, device=self.device)
+        affine[:d, :d] *= 2 / edge
+        affine[:d, d] = 1 / edge - 1
+        values, seen = self.source.read(Grid((edge,) * d, affine), self.pose)
+        return values * (seen > 0.5)
+
+    def moved(self, map: Tensor) -> View:
+        """The view whose canvas shows what a map in half edges carries its points to."""
+        return View(self.source, self.pose @ map.to(self.pose), self.trained)
+
+
+def _middle(canvas: Canvas) -> Tensor:
+    """(1, D) mm: the centre of mass of what is seen."""
+    weight = (canvas.data * canvas.weight).flatten().double()
+    return (weight / weight.sum().clamp_min(1e-12))[None] @ canvas.grid.points()[0].to(weight.device)

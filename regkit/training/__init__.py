@@ -1,0 +1,1 @@
+"""Training localisation nets: random poses, pictures of changed contrast, and the loop."""
