@@ -36,13 +36,12 @@ def known(folder: Path) -> tuple:
     return anatomies, sources.points(anatomies[0], POINTS)
 
 
-def picture(folder: Path, generator: torch.Generator, looks: Looks, poses: Poses | None = None, size: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+def picture(folder: Path, generator: torch.Generator, looks: Looks, size: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """One canvas (1, 1, S, S, S), where the points lie on it (1, K, 3), and the map (1, 4, 4) from its frame to the anatomy's.
     size: of the differences of shape."""
     anatomies, points = known(folder)
     anatomy = anatomies[int(torch.randint(len(anatomies), (), generator=generator))]
-    if poses is None:
-        poses = NEAR if float(torch.rand((), generator=generator)) < UPRIGHT else FAR
+    poses = NEAR if float(torch.rand((), generator=generator)) < UPRIGHT else FAR
     maps = poses.draw(1, 3, generator)
     bends = Bends.draw(1, 3, 0.035 * size, 4, generator) + Bends.draw(1, 3, 0.012 * size, 8, generator)
     image = draw(anatomy, sources.frame(), (EDGE,) * 3, maps, bends, looks, generator)

@@ -92,13 +92,12 @@ def anatomies(folder: Path = CACHE) -> list[Anatomy]:
     brain = t1.with_data(smooth((t1.data > 0).float(), [1.0] * 3))
     found = align(t1, colin, similarity="auto").transform
     shell, head = _shell(colin, found)
-    whole = [_down(warp(part, Matrix.identity(3), t1.grid)) for part in (brain, *shares, t1.with_data(t1.data.float() / float(t1.data.max())))]
-    inside, gm, wm, values = whole
+    inside, gm, wm, values = (_down(part) for part in (brain, *shares, t1.with_data(t1.data.float() / float(t1.data.max()))))
     icbm = _anatomy(inside, gm, wm, shell, torch.where(inside > 0.5, values, head))
     k = _kmeans(head[inside > 0.5], 3)
     order = [(head - centre).abs() for centre in k]
     nearest = torch.stack(order).argmin(0)
-    liquid, gm, wm = ((nearest == i).float() * inside for i in range(3))
+    gm, wm = ((nearest == i).float() * inside for i in (1, 2))  # darkest is liquid
     own = _anatomy(inside, *(smooth(part[None, None], [0.6] * 3)[0, 0] for part in (gm, wm)), shell, head)
     return [icbm, own]
 

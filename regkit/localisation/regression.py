@@ -26,7 +26,7 @@ class RegressionNet(nn.Module):
 
     kind = "regression"
 
-    def __init__(self, edge: int = 40, ndim: int = 3, model_name: str = "affine", *, width: int = 16, depth: int = 3, most: int = 128,
+    def __init__(self, edge: int = 40, ndim: int = 3, model_name: str = "affine", *, width: int = 24, depth: int = 2, most: int = 128,
                  hidden: int = 128) -> None:
         super().__init__()
         step = 2 ** (1 + depth)

@@ -79,8 +79,8 @@ class TrainSettings:
                 raise OptionError(f"{name}: {getattr(self, name)}; expected 1 or more")
         if self.workers < 0:
             raise OptionError(f"workers: {self.workers}; expected 0 or more")
-        if self.edge < 16 or self.edge % (16 if self.net == "regression" else 8):
-            raise OptionError(f"edge: {self.edge}; expected a multiple of {16 if self.net == 'regression' else 8}, 16 or more")
+        if self.edge < 16 or self.edge % 8:
+            raise OptionError(f"edge: {self.edge}; expected a multiple of 8, 16 or more")
         if not 0 < self.rate < math.inf:
             raise OptionError(f"rate: {self.rate}; expected a number above 0")
         if self.canvas is not None and not 0 < self.canvas < math.inf:
