@@ -15,6 +15,7 @@ from PIL import Image as Picture
 from scipy.ndimage import gaussian_filter
 
 from regkit.cli import run
+from regkit.training.fit import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,6 +89,15 @@ def scans(tmp_path_factory) -> Path:
     Picture.fromarray(plane).save(folder / "fixed.png")
     Picture.fromarray(np.roll(plane, 2, 0)).save(folder / "moving.png")
     (folder / "moving_pixels.csv").write_text("x,y\n12,14\n17,20\n")
+    (folder / "scans").mkdir()
+    for k, name in enumerate(("anna", "ben", "clara", "dora")):
+        stretched = np.diag([1 + 0.02 * k, 1 - 0.02 * k, 1, 1]) @ here
+        for what, voxels in (("t1", head), ("seg", regions)):
+            nibabel.save(nibabel.Nifti1Image(voxels, stretched), folder / "scans" / f"{name}_{what}.nii.gz")
+    (folder / "scans.csv").write_text("scan,labels,person,split\n" + "".join(
+        f"scans/{name}_t1.nii.gz,scans/{name}_seg.nii.gz,{name},{split}\n"
+        for name, split in (("anna", "train"), ("ben", "train"), ("clara", "train"), ("dora", "validation"))))
+    (folder / "train.yaml").write_text("scans: scans.csv\noutput: run_yaml\nsteps: 4000\nturn: 60\n")
     return folder
 
 
@@ -99,10 +109,18 @@ def place(scans, tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("regkit.registration.steps.POINTS", (500, 1000, 2000), raising=False)
     monkeypatch.setattr("regkit.registration.start.SEARCH_POINTS", (100, 150), raising=False)
+    monkeypatch.setattr("regkit.training.train.Plan", _two_steps)
+    monkeypatch.setattr("regkit.training.train._CASES", 2)
+    monkeypatch.setattr("regkit.training.train._STARTS", ("header",))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path
     torch.set_num_threads(threads)
+
+
+def _two_steps(steps: int, *given, **options) -> Plan:
+    """Trainings on the pages are as short as can be."""
+    return Plan(2, *given, **options | {"look_every": 2})
 
 
 def commands(text: str) -> list[list[str]]:
@@ -193,17 +211,18 @@ def _options(verb: str) -> set[str]:
     return options
 
 
-@pytest.mark.parametrize("verb", ["register", "apply", "evaluate", "report"])
+@pytest.mark.parametrize("verb", ["register", "apply", "evaluate", "report", "train"])
 def test_every_option_is_explained(verb, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    text = (ROOT / "docs" / f"{verb}.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / ("training.md" if verb == "train" else f"{verb}.md")).read_text(encoding="utf-8")
     shared = _options("register") - {"--output", "-o", "--overwrite", "--quiet"} if verb == "evaluate" else set()
     for option in _options(verb) - shared:  # what goes on to the registration is explained there
         assert re.search(rf"`{option}[` ]", text), f"docs/{verb}.md does not explain {option}"
 
 
 def test_options_that_are_explained_exist():
-    known = set().union(*map(_options, ("register", "apply", "evaluate", "report"))) | {"--help", "--version", "--extra-index-url"}
+    known = set().union(*map(_options, ("register", "apply", "evaluate", "report", "train"))) | {
+        "--help", "--version", "--extra-index-url", "--nproc-per-node"}
     for page in PAGES:
         for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"))):
             assert option in known, f"{_name(page)} speaks of {option}, which no verb has"
