@@ -155,11 +155,20 @@ def _kmeans(values: Tensor, count: int) -> list[float]:
     return sorted(float(c) for c in centres[:, 0])
 
 
+def slices(heads: list[Anatomy], lowest: float = -25.0, highest: float = 55.0) -> list[Anatomy]:
+    """Axial slices of heads, 4 mm apart, from below the basal ganglia to above the ventricles, each an anatomy of its own in the plane."""
+    whole = grid()
+    levels = whole.to_world(torch.tensor([[[0.0, 0.0, k] for k in range(whole.shape[2])]], dtype=torch.float64))[0, :, 2]
+    plane = Grid(whole.shape[:2], whole.affine[:, [0, 1, 3]][:, :, [0, 1, 3]])
+    return [Anatomy(head.parts[..., k].contiguous(), head.values[..., k].contiguous(), plane, head.inner)
+            for head in heads for k, level in enumerate(levels.tolist()) if lowest <= level <= highest]
+
+
 def points(anatomy: Anatomy, count: int) -> Tensor:
-    """(count, 3) in the frame: points of the brain, each as far from the others as can be."""
+    """(count, D) in the frame: points of the brain, each as far from the others as can be."""
     inside = anatomy.parts[:3].sum(0) > 0.7
     every = anatomy.grid.to_world(inside.nonzero()[None].double())[0]
-    every = (every - frame().centre) / frame().scale
+    every = (every - frame().centre[:, :every.shape[1]]) / frame().scale
     chosen = [int((every - every.mean(0)).square().sum(1).argmax())]
     nearest = torch.full((len(every),), torch.inf, dtype=every.dtype)
     while len(chosen) < count:

@@ -99,6 +99,7 @@ class KeypointNet(nn.Module):
     an anatomy; with it a scan alone tells its `pose`. model_name: the model whose least-squares member maps the points."""
 
     kind = "keypoints"
+    home: Tensor
 
     def __init__(self, detector: Detector, home: Tensor | None = None, model_name: str = "affine") -> None:
         super().__init__()
@@ -127,9 +128,16 @@ class KeypointNet(nn.Module):
         return fit(self.model, p, q, 1 / ((2 * a).exp() + (2 * b).exp()))
 
     def pose(self, canvas: Tensor) -> Tensor:
-        """The similarity (N, D+1, D+1) that carries the usual pose onto a scan on its canvas (N, 1, *S)."""
+        """The similarity (N, D+1, D+1) that carries the usual pose onto a scan on its canvas (N, 1, *S); at most twice or half as large:
+        where the points are not there, a fit may be anything."""
         points, deviation = self.detector(canvas)
-        return fit(MODELS["similarity"], self.home.expand_as(points), points, (-2 * deviation).exp())
+        found = fit(MODELS["similarity"], self.home.expand_as(points), points, (-2 * deviation).exp())
+        d = points.shape[-1]
+        size = torch.linalg.det(found[:, :d, :d]) ** (1 / d)
+        about = self.home.mean(0).to(found)
+        there = found[:, :d, :d] @ about + found[:, :d, d]
+        linear = found[:, :d, :d] * (size.clamp(0.5, 2.0) / size)[:, None, None]
+        return torch.cat([torch.cat([linear, (there - linear @ about)[..., None]], 2), found[:, d:]], 1)
 
 
 def fitting(name: str) -> Model:

@@ -29,6 +29,9 @@ class RegressionNet(nn.Module):
     def __init__(self, edge: int = 40, ndim: int = 3, model_name: str = "affine", *, width: int = 24, depth: int = 2, most: int = 128,
                  hidden: int = 128) -> None:
         super().__init__()
+        for name, value in (("width", width), ("depth", depth), ("hidden", hidden)):
+            if value < 1:
+                raise OptionError(f"{name}: {value}; expected 1 or more")
         step = 2 ** (1 + depth)
         if ndim not in (2, 3) or edge < 1 or edge % step:
             raise OptionError(f"edge: {edge} voxels in {ndim}D; expected a multiple of {step}, in 2D or 3D")

@@ -78,6 +78,7 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
         built = time.perf_counter()
         start = settings.start if settings.start in START_NAMES else "given"
         known = [Candidate(_in_frame(given, frame)[0], "given", True)] if given is not None else said(nets, scene)
+        asked_nets = time.perf_counter()
         outcome = walk(scene, settings.similarity, start, known, bool(levels), tell)
         transform = _finish(outcome, scene)
         eye = _in_frame(Matrix.identity(pair.ndim).to(device), frame)
@@ -86,7 +87,8 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
         transform = transform if bent is None else compose(transform, bent)
         findings = look(pair, transform, outcome.scores)
     tell("done", 1.0)
-    seconds = {"read": read - began, "pyramid": built - read, **outcome.seconds, "total": time.perf_counter() - began}
+    seconds = {"read": read - began, "pyramid": built - read, **({"net": asked_nets - built} if nets else {}), **outcome.seconds,
+               "total": time.perf_counter() - began}
     trace = {
         "versions": {name: version(name) for name in ("regkit", "torch", "numpy", "nibabel", "SimpleITK")},
         "inputs": {name: _describe(source, scans[name]) for name, source in

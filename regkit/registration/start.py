@@ -143,13 +143,14 @@ def search_structure(fixed: Canvas, moving: Canvas, frame: Frame, count: int, ru
 
 def candidates(fixed: Canvas, moving: Canvas, frame: Frame, model: Model, start: str, similarity: str, seed: int,
                run: Run = map) -> list[Candidate]:
-    """Where to begin for one of the start names; what cannot turn keeps the header's orientation."""
-    straight = upright(fixed, moving, frame)
-    if start == "auto":
+    """Where to begin for one of the start names, or for `near`, the upright part of auto, and `far`, the rest of it; what cannot turn
+    keeps the header's orientation."""
+    straight = upright(fixed, moving, frame) if start != "far" else []
+    if start in ("auto", "near"):
         straight += slid(fixed, moving, frame, run)
     if start in ("header", "centre", "mass"):
         return [c for c in straight if c.origin == start]
-    if model.name in TURNLESS:
+    if model.name in TURNLESS or start == "near":
         return straight
     turned = [Candidate(m, "moments", False) for m in moments(fixed, moving, frame)]
     if start == "moments":

@@ -37,12 +37,15 @@ def walk(scene: Scene, similarity: str, start: str, given: list[Candidate], refi
     clock = time.perf_counter()
     outcome = Outcome(torch.zeros(0), similarity)
     progress("start", 0.15)
-    pool = _pool(scene, similarity, start, given)
+    name = COARSE.get(similarity, "cr")
+    near = start == "auto" and bool(given) and refined and name != "mse"  # a net may spare the search
+    pool = _pool(scene, similarity, "near" if near else start, given)
     clock = _lap(outcome, "start", clock)
     if not refined:
         return _pick(scene, pool, outcome)
     progress("coarse", 0.3)
-    one, scene = _pose(scene, COARSE.get(similarity, "cr"), pool, lambda other: _pool(other, similarity, start, given), outcome)
+    one, scene = _pose(scene, name, pool, near, lambda other, what: _pool(other, similarity, what, given if what != "far" else []), start,
+                       outcome)
     if similarity == "auto":
         _choose(scene, one, outcome)
     clock = _lap(outcome, "coarse", clock)
@@ -56,17 +59,22 @@ def walk(scene: Scene, similarity: str, start: str, given: list[Candidate], refi
     return outcome
 
 
-def _pose(scene: Scene, name: str, pool: list[Candidate], repool: Callable[[Scene], list[Candidate]], outcome: Outcome,
-          ) -> tuple[Tensor, Scene]:
-    """The pose (1, D+1, D+1) from which to go on, and the scene with the backgrounds that count there."""
+def _pose(scene: Scene, name: str, pool: list[Candidate], near: bool, repool: Callable[[Scene, str], list[Candidate]], start: str,
+          outcome: Outcome) -> tuple[Tensor, Scene]:
+    """The pose (1, D+1, D+1) from which to go on, and the scene with the backgrounds that count there. near: the pool leaves out the
+    search, which is made up for where nothing else convinces."""
     if name == "mse":  # compares intensities as they are, the background's too
         return choose(settle(scene, name, pool, scene, outcome), outcome)[0], scene
     judge = inside(scene)
     poses = settle(scene, name, pool, judge, outcome)
+    if near and float(poses.judged.max()) < CONVINCING:
+        more = repool(scene, "far")
+        poses = poses + settle(scene, name, more, judge, outcome)
+        pool += more
     if len(pool) > 1 and float(poses.judged.max()) < CONVINCING:
         poses = poses + settle(scene, name, pool, judge, outcome, along=True)
         for other in stripped(scene):
-            poses = poses + settle(other, name, repool(other), judge, outcome, along=True)
+            poses = poses + settle(other, name, repool(other, start), judge, outcome, along=True)
         poses = by_structure(scene, judge, name, poses, outcome)
         poses = nearby(scene, judge, poses, outcome)
     one, agreed = choose(poses, outcome)
@@ -78,7 +86,7 @@ def _pose(scene: Scene, name: str, pool: list[Candidate], repool: Callable[[Scen
 
 
 def _pool(scene: Scene, similarity: str, start: str, given: list[Candidate]) -> list[Candidate]:
-    if given and start != "auto":
+    if given and start not in ("auto", "near"):
         return given
     return given + candidates(*scene.canvases[0], scene.frame, scene.model, start, similarity, scene.seed, scene.run)
 

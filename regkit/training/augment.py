@@ -13,13 +13,15 @@ from regkit.training.synthesis import curve, smooth_factor
 
 
 @cache
-def _monai(size: float) -> Any:
+def _monai(size: float, ndim: int) -> Any:
     """Noise, blur, Gibbs' ringing and lower resolution, each now and then; `size` scales how much."""
-    from monai.transforms import Compose, RandGaussianNoise, RandGaussianSmooth, RandGibbsNoise, RandSimulateLowResolution
+    from monai.transforms.compose import Compose
+    from monai.transforms.intensity.array import RandGaussianNoise, RandGaussianSmooth, RandGibbsNoise
+    from monai.transforms.spatial.array import RandSimulateLowResolution
 
-    chance, blur = min(1.0, 0.3 * size), (0.25, 0.25 + 0.75 * size)
+    chance, blur, upsample = min(1.0, 0.3 * size), (0.25, 0.25 + 0.75 * size), ("bilinear", "trilinear")[ndim - 2]
     return Compose([
-        RandSimulateLowResolution(prob=chance, zoom_range=(max(0.3, 1 - 0.5 * size), 1.0)),
+        RandSimulateLowResolution(prob=chance, zoom_range=(max(0.3, 1 - 0.5 * size), 1.0), upsample_mode=upsample),
         RandGaussianSmooth(prob=chance, sigma_x=blur, sigma_y=blur, sigma_z=blur),
         RandGibbsNoise(prob=chance, alpha=(0.0, min(1.0, 0.5 * size))),
         RandGaussianNoise(prob=min(1.0, 0.5 * size), std=0.08 * size),
@@ -36,7 +38,7 @@ def augmented(canvas: Tensor, size: float, generator: torch.Generator) -> Tensor
     if float(torch.rand((), generator=generator)) < 0.5 * size:
         canvas = torch.where(canvas > 0, curve(canvas.flatten(2), generator).reshape(canvas.shape), canvas)
     canvas = canvas * smooth_factor(shape, 0.2 * size, generator)
-    changes = _monai(round(size, 3))
+    changes = _monai(round(size, 3), len(shape))
     changes.set_random_state(state=np.random.RandomState(int(torch.randint(2**31, (), generator=generator))))
     found = torch.as_tensor(changes(canvas[0])).as_subclass(Tensor)[None].float()  # type: ignore[arg-type]
     return (found / found.amax().clamp_min(1e-4)).clamp(0, 1)

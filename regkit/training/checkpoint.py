@@ -36,7 +36,9 @@ class Learner:
     def averaged(self) -> None:
         """Counts a step, and lets the average follow."""
         share = 1 - (1 - 1 / (self.step + 1)) ** (_AVERAGE + 1)
-        torch._foreach_lerp_(list(self.average.parameters()), [p.detach() for p in self.net.parameters()], share)
+        with torch.no_grad():
+            for mean, now in zip(self.average.parameters(), self.net.parameters(), strict=True):
+                mean.lerp_(now, share)
         self.step += 1
 
     def save(self, path: Path, state: dict[str, Any]) -> None:

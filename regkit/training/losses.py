@@ -123,12 +123,10 @@ def displacement(maps: Tensor, truth: Tensor) -> Tensor:
 
 
 def stretches(maps: Tensor) -> Tensor:
-    """(N, D): logarithms of the stretches of maps, the singular values of their linear part; from the symmetric part, for equal singular
-    values have no gradient."""
+    """(N, D²): a matrix whose squares add up to those of tanh(log s) for the singular values s of the maps' linear part: near the
+    identity of their logarithms, and growing for all others. From a matrix, for equal singular values have no gradient."""
     d = maps.shape[-1] - 1
     gram = maps[:, :d, :d].mT @ maps[:, :d, :d]
     eye = torch.eye(d, dtype=maps.dtype, device=maps.device)
-    # log of a matrix near the identity, to second order; its square is the sum of squares of the logarithms
-    near = gram - eye
-    return (0.5 * (near - 0.5 * near @ near)).flatten(1)
+    return torch.linalg.solve(gram + eye, gram - eye).flatten(1)
 

@@ -106,7 +106,8 @@ def card(info: dict[str, Any], table: dict[str, dict[str, float]]) -> str:
              f"{info['steps']} steps of {info['batch']} pairs, {info['hours']:.2g} hours in all on {info['device']}. Similarity "
              f"`{info['similarity']}`, turns up to {info['turn']:g}°, seed {info['seed']}.", "",
              "Scans: " + ", ".join(info["scans"][:40]) + (" …" if len(info["scans"]) > 40 else ""), "",
-             "## Measured on the scans kept for validation", "",
+             "## Measured on the scans kept for validation" if info["held_out"] else
+             "## Measured on the scans it learnt from, for none were kept for validation", "",
              f"{info['cases']} pairs on the net's own canvases, turned by 0° to {info['turn']:g}°; half of them one scan twice, whose map "
              "is known: of these TRE and rotation (medians), and the share whose rotation is wrong by less than 20°, of all and by how "
              "far they were turned. Similarity and Dice of different scans are means.", "",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regkit.errors import FormatError, OptionError, RegkitError
+from regkit.errors import FormatError, GeometryError, OptionError, RegkitError
 from regkit.image import Image
 from regkit.io import read_image
 from regkit.io.images import image_suffix
@@ -60,9 +60,10 @@ def listed(source: Path) -> list[Listed]:
     Raises FormatError where there is none or the table is no table, OptionError for a word of `split` that is not known."""
     source = source.expanduser()
     if source.is_dir():
-        files = sorted(p for p in source.rglob("*") if image_suffix(p) and p.is_file() and not p.name.startswith("."))
+        files = sorted(p for p in source.rglob("*") if image_suffix(p) and p.is_file()
+                       and not any(part.startswith(".") for part in p.relative_to(source).parts))
         scans = [p for p in files if not _stem(p).endswith(_LABELS)]
-        found = [Listed(p, _beside(p, files), _stem(p)) for p in scans]
+        found = [Listed(p, beside(p, files), _person(p.relative_to(source))) for p in scans]
     else:
         try:
             rows = list(csv.DictReader(source.read_text(encoding="utf-8-sig").splitlines()))
@@ -75,10 +76,9 @@ def listed(source: Path) -> list[Listed]:
             split = (row.get("split") or "").strip()
             if split not in ("", "train", "validation"):
                 raise OptionError(f"scans: {source}, line {number}: split is {split!r}; expected train, validation or nothing")
-            path = source.parent / (row["scan"] or "").strip()
-            labels = (row.get("labels") or "").strip()
-            found.append(Listed(path, source.parent / labels if labels else None, (row.get("person") or "").strip() or _stem(path),
-                                None if not split else split == "validation"))
+            name, labels = (row["scan"] or "").strip(), (row.get("labels") or "").strip()
+            found.append(Listed(source.parent / name, source.parent / labels if labels else None,
+                                (row.get("person") or "").strip() or _person(Path(name)), None if not split else split == "validation"))
     if len(found) < 2:
         raise FormatError(f"scans: {source} holds {len(found)} scan{'s' * (len(found) != 1)}; a training needs two or more")
     return found
@@ -88,7 +88,12 @@ def _stem(path: Path) -> str:
     return path.name[: -len(image_suffix(path) or "")] or path.name
 
 
-def _beside(path: Path, files: list[Path]) -> Path | None:
+def _person(path: Path) -> str:
+    """A scan's person where nobody says more: one of its own. Files of one name in several folders are several people's."""
+    return (path.parent / _stem(path)).as_posix()
+
+
+def beside(path: Path, files: list[Path]) -> Path | None:
     """The label map of a scan: its name, less an ending after `_`, and an ending that says so."""
     stems = {_stem(p): p for p in files if p.parent == path.parent}
     name = _stem(path)
@@ -100,12 +105,14 @@ def _beside(path: Path, files: list[Path]) -> Path | None:
 
 
 def split(found: list[Listed], share: float, seed: int) -> list[Listed]:
-    """Who is kept for validation, drawn by person where a table does not say: at least one person, where there are three or more."""
-    people = sorted({one.person for one in found if one.held_out is None})
+    """Who is kept for validation, drawn by person where a table does not say: at least one person, where there are three or more. What
+    a table says of one scan holds for its person's others."""
+    said = {one.person: one.held_out for one in found if one.held_out is not None}
+    people = sorted({one.person for one in found} - said.keys())
     order = torch.randperm(len(people), generator=torch.Generator().manual_seed(seed)).tolist()
     count = max(round(share * len(people)), 1 if share and len(people) > 2 else 0)
     kept = {people[i] for i in order[:count]}
-    return [replace(one, held_out=one.person in kept) if one.held_out is None else one for one in found]
+    return [replace(one, held_out=said.get(one.person, one.person in kept)) if one.held_out is None else one for one in found]
 
 
 def extents(found: list[Listed], skip_bad: bool, tell: Callable[[str], None]) -> tuple[list[tuple[Listed, Image]], float]:
@@ -138,7 +145,9 @@ def canvas_for(extent: float) -> float:
 
 def prepare(one: Listed, image: Image | None, mm: float, folder: Path) -> Scan:
     """A scan as it is drawn from: read where it was not yet, smoothed for voxels of `mm`, kept in `folder` for the next time."""
-    key = hashlib.sha256(f"{one.path.resolve()}|{one.labels}|{one.path.stat().st_mtime_ns}|{mm:.6g}".encode()).hexdigest()[:16]
+    files = [one.path, one.labels] if one.labels is not None and one.labels.exists() else [one.path]
+    said = "|".join(f"{path.resolve()}|{path.stat().st_mtime_ns}" for path in files)
+    key = hashlib.sha256(f"{said}|{one.labels is None}|{mm:.6g}".encode()).hexdigest()[:16]
     place = folder / f"{key}.npz.json"
     if not place.exists():
         if image is None:
@@ -162,14 +171,18 @@ def _keep(one: Listed, image: Image, mm: float, folder: Path, key: str) -> None:
     said = {"affine": grid.affine[0].tolist(), "middle": middle.tolist(), "labels": one.labels is not None}
     folder.mkdir(parents=True, exist_ok=True)
     if one.labels is not None:
-        marked = warp(read_image(one.labels, name="labels"), Matrix.identity(image.ndim), grid, kernel="nearest", antialias="none")
-        _save(folder / f"{key}.labels.npy", marked.data[0, 0].round().numpy().astype(np.int32))
-    _save(folder / f"{key}.npy", values[0].half().numpy())
+        marked = read_image(one.labels, name="labels")
+        if marked.ndim != image.ndim:
+            raise GeometryError(f"labels: {one.labels} is {marked.ndim}D, its scan is {image.ndim}D; give a label map of that scan")
+        marked = warp(marked, Matrix.identity(image.ndim), grid, kernel="nearest", antialias="none")
+        save_array(folder / f"{key}.labels.npy", marked.data[0, 0].round().numpy().astype(np.int32))
+    save_array(folder / f"{key}.npy", values[0].half().numpy())
     with output_file(folder / f"{key}.npz.json", overwrite=True) as aside:
         aside.write_text(json.dumps(said), encoding="utf-8")
 
 
-def _save(path: Path, array: np.ndarray) -> None:
+def save_array(path: Path, array: np.ndarray) -> None:
+    """An array as a .npy file, which is there whole or not at all."""
     with output_file(path, overwrite=True) as aside, aside.open("wb") as file:
         np.save(file, array)
 

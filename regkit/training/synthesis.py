@@ -53,7 +53,7 @@ class Looks:
     """Chance that brightness is a random curve of the scan itself, instead of a random one a part."""
     cut_out: float = 0.5
     """Chance that only the inner parts are shown."""
-    bright_air: float = 0.1
+    bright_air: float = 0.2
     inverted: float = 0.15
     bias: float = 0.3
     """Standard deviation of the logarithm of a smooth factor."""
@@ -62,8 +62,10 @@ class Looks:
     blurred: float = 0.4
     """Chance of a blur, of up to `blur` voxels along an axis."""
     blur: float = 1.2
-    cropped: float = 0.35
-    """Chance of a partial field of view: a box in any pose."""
+    framed: float = 0.5
+    """Chance that the field of view's edges are seen: a box in any pose around most of it, and beyond it, at times, another brightness."""
+    cropped: float = 0.3
+    """Chance of a partial field of view."""
     lesions: float = 0.2
 
 
@@ -122,8 +124,11 @@ def _one(parts: Tensor, values: Tensor, canvas: Tensor, shape: tuple[int, ...], 
     if chance(looks.blurred):
         picture = smooth(picture, [uniform(0, looks.blur) for _ in shape])
     picture = picture + uniform(0, looks.noise) * float(picture.std() * 3) * torch.randn(picture.shape, generator=generator)
-    if chance(looks.cropped):
-        picture = picture * _box(canvas, shape, generator)
+    for share, least, most, away in ((looks.framed, 0.55, 1.0, 0.1), (looks.cropped, 0.4, 1.0, 0.2)):
+        if chance(share):
+            seen = _box(canvas, shape, least, most, away, generator)
+            beyond = uniform(0, 1) * float(picture.amax()) if chance(0.3) else 0.0
+            picture = picture * seen + beyond * (1 - seen)
     low, high = picture.amin(), torch.quantile(picture.flatten()[::3], uniform(0.985, 1.0))
     return ((picture - low) / (high - low).clamp_min(1e-4)).clamp(0, 1)
 
@@ -144,11 +149,11 @@ def smooth_factor(shape: tuple[int, ...], size: float, generator: torch.Generato
     return F.interpolate(coarse, size=shape, mode=("bilinear", "trilinear")[len(shape) - 2], align_corners=True).exp()
 
 
-def _box(canvas: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """(1, 1, *shape): a box in any pose, half to all of the canvas' inner part along each of its axes."""
+def _box(canvas: Tensor, shape: tuple[int, ...], least: float, most: float, away: float, generator: torch.Generator) -> Tensor:
+    """(1, 1, *shape): 1 in a box in any pose, whose half edges are from `least` to `most` and whose middle is `away`, as a rule."""
     d = canvas.shape[-1]
     turn = turned(1, d, math.pi, generator).float()[0] if float(torch.rand((), generator=generator)) < 0.5 else torch.eye(d)
-    half = 0.4 + 0.6 * torch.rand(d, generator=generator)
-    place = 0.2 * torch.randn(d, generator=generator).clamp(-2, 2)
+    half = least + (most - least) * torch.rand(d, generator=generator)
+    place = away * torch.randn(d, generator=generator).clamp(-2, 2)
     return (((canvas[0] - place) @ turn).abs() < half).all(-1).float().reshape(1, 1, *shape)
 

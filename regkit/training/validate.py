@@ -42,7 +42,7 @@ def cases(scans: list[Scan], drawer: Drawer, draw: Poses, labels: list[int], cou
     d = scans[0].grid.ndim
     for number in range(count):
         a = number // 2 % len(scans)
-        b = a if number % 2 == 0 or len(scans) == 1 else (a + 1 + number // 2 // len(scans)) % len(scans)
+        b = a if number % 2 == 0 or len(scans) == 1 else (a + 1 + number // 2 // len(scans) % (len(scans) - 1)) % len(scans)
         angle = draw.turn * (number // 2) / max(1, (count - 1) // 2)
         one = Poses(0.0, draw.shift, draw.scale, draw.stretch).draw(1, d, generator)
         two = Poses(0.0, draw.shift, draw.scale, draw.stretch).draw(1, d, generator)
@@ -103,7 +103,7 @@ def of_start(name: str, refined: bool = False) -> Say:
         affine[:d, :d] *= 100 / edge
         affine[:d, d] = 50 / edge - 50
         grid = Grid((edge,) * d, affine)
-        found = align(Image(fixed, grid), Image(moving, grid), start=name, **({} if refined else {"levels": 0}))
+        found = align(Image(fixed, grid), Image(moving, grid), start=name, levels="auto" if refined else "0")
         frame = Frame(torch.zeros(1, d, dtype=torch.float64), 50.0)
         assert isinstance(found.transform, Matrix)
         return frame.matrix @ found.transform.matrix @ frame.inverse

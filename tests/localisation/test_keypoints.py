@@ -77,6 +77,25 @@ def test_what_does_not_agree_with_the_rest_hardly_counts(ndim, name):
 
 @both
 @every
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_weights_are_cauchys_and_send_no_gradient(ndim, name, rounds):
+    """Written out: 1 / (1 + r²), r the distance in 1.5 times the median one, but no less than 0.01; they are not differentiated."""
+    model, p = fitting(name), some_points(ndim, 2)
+    q = carried(some_map(name, ndim, 2), p) + 0.2 * some_points(ndim, 2, seed=3).pow(5)
+    q.requires_grad_()
+    weight = torch.rand(2, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64) ** 3 + 0.01
+    total = weight
+    for _ in range(rounds):
+        away = (carried(model.fit(p, q.detach(), total), p) - q.detach()).norm(dim=2)
+        total = weight / (1 + (away / (1.5 * away.median(1, keepdim=True).values).clamp_min(0.01)) ** 2)
+    found, wanted = fit(model, p, q, weight, rounds), model.fit(p, q, total)
+    torch.testing.assert_close(found, wanted, atol=1e-10, rtol=0)
+    grads = [torch.autograd.grad(one.square().sum(), q)[0] for one in (found, wanted)]
+    torch.testing.assert_close(*grads, atol=1e-9, rtol=0)
+
+
+@both
+@every
 def test_points_without_weight_do_not_count(ndim, name):
     truth, p = some_map(name, ndim), some_points(ndim)
     q = carried(truth, p)

@@ -275,14 +275,17 @@ def test_the_coarsest_level_that_is_fine_enough_is_read(levels, read, ndim, monk
     assert mm == pytest.approx([read, read])
 
 
-def test_a_canvas_as_wide_as_the_scan(ndim):
-    """A net without mm: each scan fills its canvas, and maps speak of each in its own half edges."""
+def test_a_canvas_as_wide_as_the_scan(ndim, monkeypatch):
+    """A net without mm: each scan fills its canvas, and maps speak of each in its own half edges. The level is fine enough for both."""
+    mm, of = [], View.of
+    monkeypatch.setattr(View, "of", staticmethod(lambda canvas, net: (mm.append(canvas.mm), of(canvas, net))[1]))
     grids = [Grid((n, n - 6, n - 4)[:ndim], torch.diag(torch.tensor([*[mm] * ndim, 1.0], dtype=torch.float64)))
              for n, mm in ((32, 2.0), (40, 4.0))]
     middles = [grid.centre[0] for grid in grids]
     pair = make_pair(blob(grids[0], middles[0], 12.0), blob(grids[1], middles[1], 24.0))
     frame, first = Frame.of(pair.fixed.grid), some_map("similarity", ndim, 1)
-    found = frame.world(predict.predict(trained(Stub(ndim, [first]), None), build(pair, (4.0, 2.0)), frame, looks=1))
+    found = frame.world(predict.predict(trained(Stub(ndim, [first]), None), build(pair, (8.0, 4.0, 2.0)), frame, looks=1))
+    assert mm == [4.0, 4.0]
     assert away(found, seat(middles[1], 80.0) @ first @ torch.linalg.inv(seat(middles[0], 32.0)), middles[0]) < 0.2
 
 

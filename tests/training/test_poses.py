@@ -91,7 +91,7 @@ def test_no_differences_are_the_identity(ndim):
 
 @both
 def test_each_number_does_what_it_says(ndim):
-    """Standard deviations of the shift and of the logarithms of size and stretches, cut off at three; the turn comes after the stretch."""
+    """Standard deviations of the shift and of the logarithms of size and stretches, cut off at three."""
     poses = Poses(turn=0.7, shift=0.2, scale=0.15, stretch=0.05)
     found = poses.draw(4000, ndim, seeded())
     assert torch.equal(found[:, ndim], torch.eye(ndim + 1, dtype=torch.float64)[ndim].expand(4000, -1))
@@ -100,14 +100,21 @@ def test_each_number_does_what_it_says(ndim):
     assert 0.5 < float(shift.abs().max()) <= 0.6 + 1e-9
     turn = nearest_rotation(linear)
     assert float(angles(turn).max()) <= 0.7 + 1e-6
-    stretch = turn.mT @ linear
-    torch.testing.assert_close(stretch, stretch.mT, atol=1e-9, rtol=0)  # its polar decomposition: turned ∘ stretched
     size = torch.linalg.det(linear).log() / ndim
     assert float(size.std()) == pytest.approx(0.15, rel=0.06) and float(size.abs().max()) <= 0.45 + 1e-9
     only = Poses(turn=0, shift=0, scale=0, stretch=0.05).draw(4000, ndim, seeded())[:, :ndim, :ndim]
     torch.testing.assert_close(torch.linalg.det(only), torch.ones(4000, dtype=torch.float64))
     assert float(only[:, 0, 1].std()) == pytest.approx(0.05 / 2, rel=0.1)
     assert float((only - only.mT).abs().max()) < 1e-12
+
+
+@both
+def test_the_turn_comes_after_the_stretch(ndim):
+    """Which are drawn first: the same numbers without a turn give the stretches alone."""
+    (found, alone) = (Poses(turn=turn, stretch=0.2).draw(50, ndim, seeded())[:, :ndim, :ndim] for turn in (1.0, 0.0))
+    turn = found @ torch.linalg.inv(alone)
+    torch.testing.assert_close(turn @ turn.mT, torch.eye(ndim, dtype=torch.float64).expand_as(turn), atol=1e-9, rtol=0)
+    assert float((alone - alone.mT).abs().max()) < 1e-9 and float(angles(turn).max()) > 0.8
 
 
 @both

@@ -194,6 +194,7 @@ def test_a_scanned_look_is_a_curve_of_the_values(ndim):
     made = anatomy(ndim, ((0.0, 0.0, 0.0),), (False,), 25.0, lambda parts: torch.where(
         (grid(ndim).points()[0, :, 0] < grid(ndim).centre[0, 0]).reshape(1, *parts.shape[1:]), 0.2, 0.8))
     pictures, _ = drawn(replace(PLAIN, scanned=1), ndim, made=made)
+    assert not at(pictures, torch.full((ndim,), -0.95)).any()  # air stays black, whatever its values
     place = canvas_points((EDGE,) * ndim)[0]
     inner = place.norm(dim=1) < 0.45
     sides = [pictures.flatten(1)[:, inner & (place[:, 0] * side > 0.15)] for side in (-1, 1)]
