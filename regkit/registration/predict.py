@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -61,10 +62,10 @@ def predict(trained: Trained, canvases: list[tuple[Canvas, Canvas]], frame: Fram
         fine = [pair for pair in canvases if pair[0].mm <= _STEP * min(trained.millimetres(canvas.grid) for canvas in pair)]
         views = [View.of(canvas, trained) for canvas in (fine[0] if fine else canvases[-1])]
         net, device = trained.net.to(views[0].device), views[0].device
-        pose = getattr(net, "pose", None) if len(getattr(net, "home", ())) else None
+        pose: Callable[[Tensor], Tensor] | None = getattr(net, "pose", None) if len(getattr(net, "home", ())) else None
         for look in range(looks):
             shown = [view.shown() for view in views]
-            if look + 1 < looks and callable(pose):  # each scan by itself, into the usual pose
+            if look + 1 < looks and pose is not None:  # each scan by itself, into the usual pose
                 views = [view.moved(pose(canvas)) for view, canvas in zip(views, shown, strict=True)]
             else:
                 views[1] = views[1].moved(net(*shown))
