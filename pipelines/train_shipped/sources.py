@@ -23,7 +23,7 @@ from regkit.image import Image
 from regkit.io import read_image
 from regkit.io.output import output_file
 from regkit.registration.align import align
-from regkit.sampling import warp
+from regkit.sampling import sample, warp
 from regkit.space import Frame, Grid, Matrix
 from regkit.training.synthesis import Anatomy
 
@@ -77,8 +77,25 @@ def kept(folder: Path = CACHE) -> list[Anatomy]:
         made = anatomies(folder)
         with output_file(path) as aside:
             save_file({f"{i}/{name}": getattr(one, name).contiguous() for i, one in enumerate(made) for name in ("parts", "values")}, aside)
-    found = load_file(path)
-    return [Anatomy(found[f"{i}/parts"], found[f"{i}/values"], grid(), (True,) * 3 + (False,) * SHELLS) for i in range(len(found) // 2)]
+    found, inner = load_file(path), (True,) * 3 + (False,) * SHELLS
+    short = [Anatomy(found[f"{i}/parts"], found[f"{i}/values"], grid(), inner) for i in range(len(found) // 2)]
+    return short + [_with_neck(one) for one in short]
+
+
+def _with_neck(head: Anatomy) -> Anatomy:
+    """The head with its lowest slice, at Colin's chin, carried on downwards, narrower and further back: others go on."""
+    shell = head.parts[3:].sum((0, 1, 2))
+    bottom = int((shell > 0.2 * shell.amax()).nonzero()[0]) + 1
+    both = torch.cat([head.parts, head.values])
+    n, middle = grid().shape[0], (grid().shape[0] - 1) / 2
+    x, y = torch.meshgrid(torch.arange(n) - middle, torch.arange(n) - middle, indexing="ij")
+    for k in range(bottom):
+        depth = (bottom - k) * MM
+        wide = 1 + min(depth, 60.0) / 150
+        index = torch.stack([x * wide + middle, (y + 0.15 * min(depth, 60.0) / MM) * wide + middle], -1).reshape(1, -1, 2)
+        both[..., k] = sample(both[None, :, :, :, bottom], index)[0].reshape(-1, n, n)
+    both[:3, ..., :bottom] = 0
+    return Anatomy(both[:-1], both[-1:], head.grid, head.inner)
 
 
 def anatomies(folder: Path = CACHE) -> list[Anatomy]:
