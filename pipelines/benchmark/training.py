@@ -5,7 +5,8 @@
 SCANS is what `regkit train` takes. Each contestant is trained for so many minutes of processor time, one after the other, with its
 steps' learning rate falling to nothing at the end (both: Adam, a cosine by time). GlobalNet is as MONAI has it, 16 channels, depth 3,
 trained with LocalNormalizedCrossCorrelationLoss on the pairs' canvases; `known` gives it the known poses of pairs of one scan as well, by
-the same term that regkit has. Writes OUT/training.json and OUT/training.md: errors on people kept for validation and pairs a second.
+the same term that regkit has. Beside them stands SimpleITK's affine registration of the validation pairs, trained on nothing. Writes
+OUT/training.json and OUT/training.md: errors on people kept for validation and pairs a second.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import peers
 import torch
 from torch import Tensor, nn
 
+import regkit
 from regkit.localisation import Detector, KeypointNet, RegressionNet
+from regkit.space import Frame, Grid
 from regkit.training.losses import Localising, Loss, displacement
 from regkit.training.pairs import Drawer, Pairs, poses, spread
 from regkit.training.scans import canvas_for, extents, listed, prepare, split
@@ -103,6 +108,23 @@ def trained(net: nn.Module, loss: Callable[[nn.Module, dict[str, Tensor]], Tenso
     return steps
 
 
+def of_sitk(mm: float, threads: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """What `measure` asks of SimpleITK's affine registration of two canvases `mm` wide, by the recipe of `peers.py`."""
+    def say(fixed: Tensor, moving: Tensor) -> Tensor:
+        d, edge = fixed.ndim - 2, fixed.shape[-1]
+        affine = torch.eye(d + 1, dtype=torch.float64)
+        affine[:d, :d] *= mm / edge
+        affine[:d, d] = (mm / edge - mm) / 2
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [str(regkit.write_image(regkit.Image(data, Grid((edge,) * d, affine)), Path(folder, f"{name}.nii.gz")))
+                     for name, data in (("fixed", fixed), ("moving", moving))]
+            found = torch.from_numpy(peers.sitk(d, *paths, folder, threads))[None]
+        frame = Frame(torch.zeros(1, d, dtype=torch.float64), mm / 2)
+        return frame.matrix @ found @ frame.inverse
+
+    return say
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scans", type=Path)
@@ -140,8 +162,12 @@ def main() -> None:
         net.eval()
         table[name] = {**measure(of_net(net), looked, drawer, "lncc"), "pairs_a_second": steps * BATCH / (60 * given.minutes)}
         print(name, {key: round(value, 3) for key, value in table[name].items()}, flush=True)
-    for name in ("header", "mass"):
-        table[name] = measure(of_start(name), looked, drawer, "lncc")
+    ways = {"header": of_start("header"), "mass": of_start("mass"), "SimpleITK affine": of_sitk(drawer.mm, given.threads)}
+    for name, say in ways.items():
+        began = time.process_time()
+        table[name] = measure(say, looked, drawer, "lncc")
+        table[name]["seconds"] = (time.process_time() - began) / len(looked)
+        print(name, {key: round(value, 3) for key, value in table[name].items()}, flush=True)
     (given.output / "training.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
     columns = list(dict.fromkeys(key for row in table.values() for key in row))
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]

@@ -76,8 +76,8 @@ class Loss:
             terms["similar"] = self._dissimilar(maps, batch)
             total = total + self.similar * terms["similar"]
         if self.labels and "fixed_labels" in batch:
-            terms["dice"] = self._undice(maps, batch)
-            total = total + self.labels * terms["dice"]
+            terms["labels"] = self._undice(maps, batch)
+            total = total + self.labels * terms["labels"]
         if self.regular:
             terms["regular"] = stretches(maps).square().sum(1).mean()
             total = total + self.regular * terms["regular"]

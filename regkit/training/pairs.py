@@ -13,14 +13,15 @@ from regkit.sampling import inside, sample
 from regkit.space.grid import apply_matrix
 from regkit.training.augment import augmented
 from regkit.training.fit import Batch, item_generator
-from regkit.training.poses import Poses
+from regkit.training.poses import Bends, Poses
 from regkit.training.scans import Scan
 from regkit.training.synthesis import canvas_points
 
 _GROWN = 0.4  # share of the steps over which the turns grow
 _SMALL = 0.15  # share of the turns at the first step
 SAME = 0.5  # share of the pairs that are one scan twice
-REFERENCE = 0.5  # share of those that are the reference, whose points are known
+REFERENCE = 0.6  # share of those that are the reference, whose points are known
+BENT = 0.03  # half edges: how differently shaped the reference is shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +43,11 @@ class Drawer:
         pose[:, :d, d] = scan.middle
         return scan.grid.inverse @ pose
 
-    def shown(self, scan: Scan, pose: Tensor) -> Tensor:
-        """The scan on a canvas (1, 1, *S) whose half edges a pose (1, D+1, D+1) carries onto those of `home`."""
+    def shown(self, scan: Scan, pose: Tensor, bends: Bends | None = None) -> Tensor:
+        """The scan on a canvas (1, 1, *S) whose half edges a pose (1, D+1, D+1), and then bends, carry onto those of `home`."""
         shape = (self.edge,) * scan.grid.ndim
-        index = apply_matrix(self.home(scan) @ pose, canvas_points(shape))
+        there = apply_matrix(pose, canvas_points(shape))
+        index = apply_matrix(self.home(scan), there if bends is None else bends(there))
         values = sample(torch.from_numpy(scan.values.astype("float32"))[None], index) * inside(index, scan.grid.shape)[:, None]
         return values.reshape(1, 1, *shape)
 
@@ -106,12 +108,15 @@ class Pairs:
         d = self.scans[a].grid.ndim
         one, two = (poses.draw(1, d, generator) for _ in range(2))
         known = torch.linalg.inv(two) @ one
-        fixed, moving = self.drawer.shown(self.scans[a], one), self.drawer.shown(self.scans[b], two)
+        # the reference as other people might look: the points are known there, though the map between the two is none of the model's
+        bent = [Bends.draw(1, d, BENT, 4, generator) if refers else None for _ in range(2)]
+        fixed, moving = self.drawer.shown(self.scans[a], one, bent[0]), self.drawer.shown(self.scans[b], two, bent[1])
         item = {"fixed": fixed, "moving": moving, "fixed_seen": augmented(fixed, self.augment, generator),
-                "moving_seen": augmented(moving, self.augment, generator), "known": known, "is_known": torch.tensor([float(same)])}
+                "moving_seen": augmented(moving, self.augment, generator), "known": known, "is_known": torch.tensor([float(same and not refers)])}
         if len(self.reference):
-            for name, pose in (("fixed_points", one), ("moving_points", two)):
-                item[name] = apply_matrix(torch.linalg.inv(pose), self.reference[None].double()).float()
+            for name, pose, bend in (("fixed_points", one, bent[0]), ("moving_points", two, bent[1])):
+                there = self.reference[None].double() if bend is None else bend.back(self.reference[None].double())
+                item[name] = apply_matrix(torch.linalg.inv(pose), there).float()
             item["has_points"] = torch.tensor([float(refers)])
         if self.labels:
             item["fixed_labels"] = self.drawer.marked(self.scans[a], one, self.labels)

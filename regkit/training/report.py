@@ -40,6 +40,7 @@ def board(folder: Path) -> Callable[[Row], None]:
         for key, value in row.items():
             if key != "step":
                 writer.add_scalar(key, value, int(row["step"]))
+        writer.flush()  # the command line ends at once, and leaves no time to
 
     return write
 
@@ -108,9 +109,10 @@ def card(info: dict[str, Any], table: dict[str, dict[str, float]]) -> str:
              "Scans: " + ", ".join(info["scans"][:40]) + (" …" if len(info["scans"]) > 40 else ""), "",
              "## Measured on the scans kept for validation" if info["held_out"] else
              "## Measured on the scans it learnt from, for none were kept for validation", "",
-             f"{info['cases']} pairs on the net's own canvases, turned by 0° to {info['turn']:g}°; half of them one scan twice, whose map "
-             "is known: of these TRE and rotation (medians), and the share whose rotation is wrong by less than 20°, of all and by how "
-             "far they were turned. Similarity and Dice of different scans are means.", "",
+             f"{info['cases']} pairs on the net's own canvases, turned by 0° to {info['turn']:g}°; "
+             f"{'all of them that scan twice' if info['held_out'] == 1 else 'half of them one scan twice'}, whose map is known: of these "
+             "TRE and rotation (medians), and the share whose rotation is wrong by less than 20°, of all and by how far they were turned. "
+             "Similarity and Dice of different scans are means.", "",
              "| | " + " | ".join(names.get(key, key) for key in columns) + " |", "|---|" + "---|" * len(columns)]
     for name, row in table.items():
         lines.append(f"| {name} | " + " | ".join(f"{row[key]:.3g}" if key in row else "" for key in columns) + " |")

@@ -41,7 +41,7 @@ def test_shape_and_range_are_kept(ndim, size):
 
 
 @both
-def test_each_of_the_changes_is_made(ndim, monkeypatch):
+def test_each_of_the_changes_is_made(ndim):
     """Curves, factors and MONAI's: of many pictures none is as it was, and no two are alike."""
     canvas = ball(ndim)
     found = drawn(canvas, 1.0, range(30))
@@ -50,7 +50,7 @@ def test_each_of_the_changes_is_made(ndim, monkeypatch):
     assert float(apart.min()) > 0.01
     turned = [float(torch.corrcoef(torch.stack([one[0, inside], canvas[0, 0, inside]]))[0, 1]) for one in found]
     assert min(turned) < 0.2 < 0.8 < max(turned)  # dark may become bright
-    noisy = [float((one[0].diff(dim=0)[1:-1].abs().mean())) for one in found]
+    noisy = [float(one[0].diff(dim=0)[1:-1].abs().mean()) for one in found]
     assert max(noisy) > 1.5 * min(noisy)
 
 
