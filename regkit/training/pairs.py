@@ -45,16 +45,18 @@ class Drawer:
 
     def shown(self, scan: Scan, pose: Tensor, bends: Bends | None = None) -> Tensor:
         """The scan on a canvas (1, 1, *S) whose half edges a pose (1, D+1, D+1), and then bends, carry onto those of `home`."""
-        shape = (self.edge,) * scan.grid.ndim
-        there = apply_matrix(pose, canvas_points(shape))
-        index = apply_matrix(self.home(scan), there if bends is None else bends(there))
+        index = self._index(scan, pose, bends)
         values = sample(torch.from_numpy(scan.values.astype("float32"))[None], index) * inside(index, scan.grid.shape)[:, None]
-        return values.reshape(1, 1, *shape)
+        return values.reshape(1, 1, *(self.edge,) * scan.grid.ndim)
 
-    def marked(self, scan: Scan, pose: Tensor, labels: list[int]) -> Tensor:
+    def _index(self, scan: Scan, pose: Tensor, bends: Bends | None) -> Tensor:
+        """(1, P, D): the scan's index points that the canvas' voxels show."""
+        there = apply_matrix(pose, canvas_points((self.edge,) * scan.grid.ndim))
+        return apply_matrix(self.home(scan), there if bends is None else bends(there))
+
+    def marked(self, scan: Scan, pose: Tensor, labels: list[int], bends: Bends | None = None) -> Tensor:
         """Label maps (1, L, *S) on the same canvas, one channel a label."""
-        shape = (self.edge,) * scan.grid.ndim
-        index = apply_matrix(self.home(scan) @ pose, canvas_points(shape))
+        shape, index = (self.edge,) * scan.grid.ndim, self._index(scan, pose, bends)
         found = sample(torch.from_numpy(scan.labels.astype("float32"))[None, None], index, "nearest")  # type: ignore[union-attr]
         found = found * inside(index, scan.grid.shape)[:, None]
         return (found == torch.tensor(labels, dtype=found.dtype)[:, None]).float().reshape(1, len(labels), *shape)
@@ -112,15 +114,16 @@ class Pairs:
         bent = [Bends.draw(1, d, BENT, 4, generator) if refers else None for _ in range(2)]
         fixed, moving = self.drawer.shown(self.scans[a], one, bent[0]), self.drawer.shown(self.scans[b], two, bent[1])
         item = {"fixed": fixed, "moving": moving, "fixed_seen": augmented(fixed, self.augment, generator),
-                "moving_seen": augmented(moving, self.augment, generator), "known": known, "is_known": torch.tensor([float(same and not refers)])}
+                "moving_seen": augmented(moving, self.augment, generator), "known": known,
+                "is_known": torch.tensor([float(same and not refers)])}
         if len(self.reference):
             for name, pose, bend in (("fixed_points", one, bent[0]), ("moving_points", two, bent[1])):
                 there = self.reference[None].double() if bend is None else bend.back(self.reference[None].double())
                 item[name] = apply_matrix(torch.linalg.inv(pose), there).float()
             item["has_points"] = torch.tensor([float(refers)])
         if self.labels:
-            item["fixed_labels"] = self.drawer.marked(self.scans[a], one, self.labels)
-            item["moving_labels"] = self.drawer.marked(self.scans[b], two, self.labels)
+            item["fixed_labels"] = self.drawer.marked(self.scans[a], one, self.labels, bent[0])
+            item["moving_labels"] = self.drawer.marked(self.scans[b], two, self.labels, bent[1])
         return item
 
 

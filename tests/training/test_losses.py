@@ -299,10 +299,12 @@ def test_known_poses_count_where_they_are_known(ndim):
 @both
 def test_what_is_not_covered_costs(ndim):
     """Else a scan shifted out of sight, or shrunk to what agrees, would be as good as one that is aligned."""
-    given = batch(ndim, identity(ndim))
-    given = {key: value[:1] for key, value in given.items()}
+    given = {key: value[:1] for key, value in batch(ndim, identity(ndim)).items()}
+    given["fixed"] = given["moving"] = torch.ones_like(given["fixed"])  # alike wherever both are seen
     costs = [float(Loss("mse", 0.0, 1.0, 0.0, 0.0)(saying(shifted(ndim, by)), given)["similar"]) for by in (0.0, 4.0, 8.0, 40.0)]
-    assert costs[0] < 1e-3 < costs[1] < costs[2] and costs[3] > 0.49 and all(map(math.isfinite, costs))
+    assert costs[:3] == pytest.approx([0.5 * by / EDGE for by in (0.0, 4.0, 8.0)], abs=1e-3) and 0.5 <= costs[3] < 10
+    given["fixed"] = blobs(ndim) * 0  # nor is what is empty asked to be covered
+    assert math.isfinite(float(Loss("mse", 0.0, 1.0, 0.0, 0.0)(saying(shifted(ndim, 40.0)), given)["similar"]))
 
 
 @both

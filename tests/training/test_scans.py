@@ -237,6 +237,33 @@ def test_coarse_canvases_are_made_of_smoothed_scans(ndim, tmp_path):
 
 
 @both
+def test_what_is_smoothed_is_as_wide_as_the_canvas_voxels(ndim, tmp_path):
+    """A bright voxel becomes a Gaussian, which makes of one voxel's width that of the canvas' (2.35 σ)."""
+    data, mm = np.zeros(SHAPES[ndim], np.float32), (3.0, 5.0)[ndim - 2]
+    data[(8,) * ndim] = 1
+    nib.Nifti1Image(data, affine(ndim)).to_filename(tmp_path / "a.nii.gz")
+    found = kept(tmp_path / "a.nii.gz", tmp_path / "kept", 3 * mm)
+    weight = torch.tensor(found.values[0].astype(float)).flatten()
+    points = found.grid.points()[0] - (8 * mm + torch.tensor(affine(ndim)[:ndim, 3]))
+    width = ((weight[:, None] * points.square()).sum(0) / weight.sum()).sqrt()
+    torch.testing.assert_close(width, torch.full_like(width, mm * np.sqrt((3**2 - 1) / (8 * np.log(2)))), rtol=0.12, atol=0)
+
+
+@both
+def test_outside_of_an_oblique_field_of_view_there_is_nothing(ndim, tmp_path):
+    """On the upright grid around it, though its border is bright."""
+    header = affine(ndim)
+    turn = np.eye(4)
+    turn[:2, :2] = np.array([[1, -1], [1, 1]]) / np.sqrt(2)
+    nib.Nifti1Image((200 - voxels(ndim)).astype(np.float32), turn @ header).to_filename(tmp_path / "a.nii.gz")
+    found = kept(tmp_path / "a.nii.gz", tmp_path / "kept")
+    image = read_image(tmp_path / "a.nii.gz")
+    index = image.grid.to_index(found.grid.points())[0]
+    outside = ((index < -0.6) | (index > torch.tensor(image.grid.shape) - 0.4)).any(1).reshape(found.grid.shape).numpy()
+    assert 0.2 < outside.mean() < 0.8 and not found.values[0][outside].any() and found.values[0][~outside].mean() > 0.5
+
+
+@both
 def test_a_scan_is_read_once(ndim, tmp_path, monkeypatch):
     path, marks = write_scan(tmp_path / "a.nii.gz", ndim), write_labels(tmp_path / "a_seg.nii.gz", ndim)
     first = kept(path, tmp_path / "kept", labels=marks)

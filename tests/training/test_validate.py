@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from regkit.localisation import RegressionNet
-from regkit.space import MODELS
+from regkit.registration.settings import Settings
+from regkit.space import MODELS, Matrix
+from regkit.training import validate
 from regkit.training.losses import displacement
 from regkit.training.pairs import Drawer, poses
 from regkit.training.poses import Poses
@@ -181,6 +184,29 @@ def test_a_net_is_asked_without_learning(ndim):
 def test_the_headers_start_is_the_identity(ndim):
     case = made(ndim, count=4)[2]
     torch.testing.assert_close(of_start("header")(case.fixed, case.moving), identity(case.fixed), atol=1e-6, rtol=0)
+
+
+@both
+@pytest.mark.parametrize("refined", [False, True])
+def test_canvases_are_aligned_in_a_world_around_their_middles(ndim, refined, monkeypatch):
+    """What `align` says there in mm becomes half edges; starts are asked for without refinement."""
+    asked, map = [], Poses(0.5, 0.2, 0.1, 0.1).draw(1, ndim, torch.Generator().manual_seed(0))
+    world = map.clone()
+    world[:, :ndim, ndim] *= 50  # mm a half edge
+
+    def aligned(fixed, moving, **options):
+        asked.append((fixed, moving, options))
+        return SimpleNamespace(transform=Matrix(world))
+
+    monkeypatch.setattr(validate, "align", aligned)
+    canvases = torch.rand(2, 1, 1, *[EDGE] * ndim)
+    torch.testing.assert_close(of_start("mass", refined=refined)(*canvases), map)
+    (fixed, moving, options), = asked
+    assert options["start"] == "mass" and (Settings.of(**options).level_list() == ()) == (not refined)
+    for image, canvas in ((fixed, canvases[0]), (moving, canvases[1])):
+        assert torch.equal(image.data, canvas)
+        torch.testing.assert_close(image.grid.centre, torch.zeros(1, ndim, dtype=torch.float64))
+        torch.testing.assert_close(image.grid.spacing, torch.full((1, ndim), 100 / EDGE, dtype=torch.float64))
 
 
 @both
