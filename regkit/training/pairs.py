@@ -19,8 +19,8 @@ from regkit.training.synthesis import canvas_points
 
 _GROWN = 0.4  # share of the steps over which the turns grow
 _SMALL = 0.15  # share of the turns at the first step
-SAME = 0.5  # share of the pairs that are one scan twice
-REFERENCE = 0.6  # share of those that are the reference, whose points are known
+SAME, SAME_FIRST = 0.5, 0.9  # share of the pairs that are one scan twice, from the middle of the run on and at the first step
+REFERENCE, REFERENCE_FIRST = 0.6, 0.9  # share of those that are the reference, whose points are known
 BENT = 0.03  # half edges: how differently shaped the reference is shown
 
 
@@ -99,8 +99,9 @@ class Pairs:
             return places[int(torch.randint(len(places), (), generator=generator))]
 
         every = list(range(len(self.scans)))
-        same = chance(SAME)
-        refers = same and len(self.reference) > 0 and chance(REFERENCE)
+        early = max(0.0, 1 - 2 * step / self.steps)  # what is known teaches soonest
+        same = chance(SAME + (SAME_FIRST - SAME) * early)
+        refers = same and len(self.reference) > 0 and chance(REFERENCE + (REFERENCE_FIRST - REFERENCE) * early)
         a = 0 if refers or (self.rule == "atlas" and not same) else pick(every)
         others = self._others(a)
         b = pick(others) if not same and others else a
