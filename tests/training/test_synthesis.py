@@ -12,7 +12,7 @@ from regkit.training.poses import Bends, Poses
 from regkit.training.synthesis import Anatomy, Looks, _box, canvas_points, curve, draw, smooth_factor
 
 both = pytest.mark.parametrize("ndim", [2, 3], ids=["2D", "3D"])
-PLAIN = Looks(scanned=0, cut_out=0, bright_air=0, inverted=0, bias=0, noise=0, blurred=0, cropped=0, lesions=0)
+PLAIN = Looks(scanned=0, cut_out=0, bright_air=0, inverted=0, bias=0, noise=0, blurred=0, framed=0, cropped=0, lesions=0)
 EDGE = 24
 
 
@@ -227,7 +227,7 @@ def test_a_cropped_scan_is_nothing_outside_of_a_box(ndim):
     canvas, shape = canvas_points((EDGE,) * ndim), (EDGE,) * ndim
     shares = []
     for seed in range(30):
-        box = _box(canvas, shape, seeded(seed))
+        box = _box(canvas, shape, 0.4, 1.0, 0.2, seeded(seed))
         assert box.shape == (1, 1, *shape) and set(box.unique().tolist()) <= {0.0, 1.0}
         kept = canvas[0][box.flatten() > 0]
         middle = kept.mean(0)
@@ -238,8 +238,10 @@ def test_a_cropped_scan_is_nothing_outside_of_a_box(ndim):
         shares.append(float(box.mean()))
     assert 0.05 < min(shares) < 0.5 < max(shares) and len(set(shares)) > 20
     made = anatomy(ndim, ((0.0, 0.0, 0.0),), (False,), 60.0)  # all of the canvas is body
-    cropped, _ = drawn(replace(PLAIN, cropped=1), ndim, made=made)
-    assert float((cropped == 0).float().mean()) > 0.2
+    for part, least in (("cropped", 0.2), ("framed", 0.1)):  # what lies beyond is one brightness, at times another than nothing
+        shown, _ = drawn(replace(PLAIN, **{part: 1}), ndim, made=made)
+        usual = shown.flatten(1).mode(1).values
+        assert float((shown.flatten(1) == usual[:, None]).float().mean()) > least
 
 
 def test_curves_run_between_0_and_1_and_half_of_them_rise():
