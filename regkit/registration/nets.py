@@ -16,7 +16,7 @@ from regkit.localisation import NETS
 from regkit.space import Grid
 
 SHIPPED = Path(__file__).parent.parent / "weights"
-NET = "net.safetensors"  # in a training's folder
+NET_FILE = "net.safetensors"  # in a training's folder
 _FORMAT = "regkit net 1"
 
 
@@ -58,7 +58,7 @@ def load(name: str | Path) -> Trained:
     path = Path(name)
     if not path.exists() and not path.suffix:
         path = SHIPPED / f"{name}.safetensors"
-    path = path / NET if path.is_dir() else path
+    path = path / NET_FILE if path.is_dir() else path
     cure = f"give a net that regkit wrote, a training's folder, or a shipped net's name ({', '.join(shipped()) or 'there is none'})"
     if not path.exists():
         raise CheckpointError(f"net: {str(name)!r} is not there; {cure}")

@@ -20,7 +20,7 @@ from regkit.errors import FormatError, OptionError, OutputError
 from regkit.io.images import image_suffix
 from regkit.io.output import output_file
 from regkit.localisation import Detector, KeypointNet, RegressionNet
-from regkit.registration.nets import NET, Trained, load, save
+from regkit.registration.nets import NET_FILE, Trained, load, save
 from regkit.training import report
 from regkit.training.checkpoint import read
 from regkit.training.fit import CHECKPOINT, Plan, Row, fit
@@ -103,9 +103,9 @@ def train(scans: str | Path, output: str | Path, settings: TrainSettings | None 
     if int(os.environ.get("RANK", "0")):  # of several processes, one compares and writes
         return Trained(average.net.cpu(), settings.edge, width / settings.edge, str(folder), info)
     rows = read(folder / CHECKPOINT)[1]["log"]
-    save(average.net, folder / NET, edge=settings.edge, mm=width / settings.edge, info=info, overwrite=True)  # whatever comes now
+    save(average.net, folder / NET_FILE, edge=settings.edge, mm=width / settings.edge, info=info, overwrite=True)  # whatever comes now
     table = _compared(average, cases(kept or learning, drawer, draw, labels, _CASES, settings.seed + 2), drawer, settings.similarity)
-    save(average.net, folder / NET, edge=settings.edge, mm=width / settings.edge, info={**info, "validation": table}, overwrite=True)
+    save(average.net, folder / NET_FILE, edge=settings.edge, mm=width / settings.edge, info={**info, "validation": table}, overwrite=True)
     _written(folder, rows, frames, info, table, note)
     return load(folder)
 
@@ -118,7 +118,7 @@ def _claimed(folder: Path, resume: bool, overwrite: bool) -> Iterator[None]:
     if resume and overwrite:
         raise OptionError("resume, overwrite: go on with a training, or begin it anew; give one of them")
     there = (folder / CHECKPOINT).exists()
-    taken = not resume if there else (folder / NET).exists()  # a net without its checkpoint cannot be gone on with
+    taken = not resume if there else (folder / NET_FILE).exists()  # a net without its checkpoint cannot be gone on with
     if taken and not overwrite:
         raise OutputError(f"output: {folder} holds a training; {'--resume goes on with it, ' if there else ''}--overwrite begins anew")
     made = not folder.exists()
@@ -137,7 +137,7 @@ def _claimed(folder: Path, resume: bool, overwrite: bool) -> Iterator[None]:
 
 def _cleared(folder: Path) -> None:
     """Removes an earlier training, at the last moment: until then an error leaves it as it is."""
-    for name in (CHECKPOINT, NET, KEPT, "log.csv", "curves.png", "evolution.gif", "model-card.md", "training.json"):
+    for name in (CHECKPOINT, NET_FILE, KEPT, "log.csv", "curves.png", "evolution.gif", "model-card.md", "training.json"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
