@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -35,6 +36,7 @@ MM = 4.0  # of the volumes that pictures are drawn from
 BLUR = 6.0  # mm: the voxels pictures have
 SCALE = 120.0  # mm: half the edge of the canvas, 240 mm
 SHELLS = 4  # classes outside of the brain
+VARIED = 4  # other heads a brain is put into
 
 
 def frame() -> Frame:
@@ -79,7 +81,31 @@ def kept(folder: Path = CACHE) -> list[Anatomy]:
             save_file({f"{i}/{name}": getattr(one, name).contiguous() for i, one in enumerate(made) for name in ("parts", "values")}, aside)
     found, inner = load_file(path), (True,) * 3 + (False,) * SHELLS
     short = [Anatomy(found[f"{i}/parts"], found[f"{i}/values"], grid(), inner) for i in range(len(found) // 2)]
-    return short + [_with_neck(one) for one in short]
+    heads, generator = short + [_with_neck(one) for one in short], torch.Generator().manual_seed(0)
+    return heads + [_varied(head, generator) for _ in range(VARIED) for head in heads]
+
+
+def _varied(head: Anatomy, generator: torch.Generator) -> Anatomy:
+    """The same brain in another head: skull and skin thicker or thinner, face and neck elsewhere. One head is not all heads."""
+    from scipy import ndimage
+
+    brain = (head.parts[:3].sum(0) > 0.5).numpy()
+    away = torch.from_numpy(ndimage.distance_transform_edt(~brain).astype(np.float32))  # voxels from the brain
+    outwards = F.normalize(torch.stack(torch.gradient(smooth(away[None, None], [1.5] * 3)[0, 0])), dim=0)
+
+    def field(channels: int, size: float, cells: int) -> Tensor:
+        drawn = size * torch.randn(1, channels, *[cells] * 3, generator=generator)
+        return smooth(F.interpolate(drawn, size=away.shape, mode="trilinear", align_corners=True), [3.0] * 3)[0]
+
+    thicker = (0.2 * torch.randn((), generator=generator) + field(1, 0.2, 4)).clamp(-0.7, 0.7).exp()
+    shift = field(3, 10.0 / MM, 5) * (away / 12).clamp(0, 1)
+    index = torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in away.shape], indexing="ij"))
+    index = index + shift - outwards * away * (1 - 1 / thicker)
+    both = torch.cat([head.parts, head.values])
+    moved = sample(both[None], index.flatten(1).mT[None])[0].reshape(both.shape)
+    moved[:3] = head.parts[:3]
+    moved[3:-1] *= 1 - head.parts[:3].sum(0).clamp(0, 1)
+    return Anatomy(moved[:-1], moved[-1:], head.grid, head.inner)
 
 
 def _with_neck(head: Anatomy) -> Anatomy:

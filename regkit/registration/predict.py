@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from regkit.errors import OptionError
@@ -19,6 +20,7 @@ from regkit.sampling import shrinkage
 from regkit.space import Frame, Grid
 
 LOOKS = 2  # how often a net looks: the second time at scans in the pose it found, which it knows best
+_AIR = 0.1  # of a scan's range, by which air differs from air
 _STEP = 1.05  # a level may be this much coarser than the net's canvas before a finer one is taken
 
 
@@ -74,10 +76,11 @@ def predict(trained: Trained, canvases: list[tuple[Canvas, Canvas]], frame: Fram
 
 
 class View:
-    """A scan as a net sees it: what is read, and the pose (1, D+1, D+1) that carries the canvas' half edges into the world."""
+    """A scan as a net sees it: what is read, what is shown where nothing was seen, and the pose (1, D+1, D+1) that carries the canvas'
+    half edges into the world."""
 
-    def __init__(self, source: Smoothed, pose: Tensor, trained: Trained) -> None:
-        self.source, self.pose, self.trained, self.device = source, pose, trained, pose.device
+    def __init__(self, source: Smoothed, beyond: float, pose: Tensor, trained: Trained) -> None:
+        self.source, self.beyond, self.pose, self.trained, self.device = source, beyond, pose, trained, pose.device
 
     @staticmethod
     def of(canvas: Canvas, trained: Trained) -> View:
@@ -89,24 +92,35 @@ class View:
         d = canvas.grid.ndim
         pose = torch.eye(d + 1, dtype=torch.float64, device=canvas.data.device)[None].clone()
         pose[:, :d, :d] *= mm * trained.edge / 2
-        pose[:, :d, d] = _middle(canvas)
-        return View(source, pose, trained)
+        beyond = _air(canvas)
+        pose[:, :d, d] = _middle(canvas, beyond)
+        return View(source, beyond, pose, trained)
 
     def shown(self) -> Tensor:
-        """The canvas (1, 1, *S), 0 where nothing was seen."""
+        """The canvas (1, 1, *S): where nothing was seen, air goes on beyond the rim, so that no frame is seen."""
         d, edge = self.pose.shape[-1] - 1, self.trained.edge
         affine = torch.eye(d + 1, dtype=torch.float64, device=self.device)
         affine[:d, :d] *= 2 / edge
         affine[:d, d] = 1 / edge - 1
         values, seen = self.source.read(Grid((edge,) * d, affine), self.pose)
-        return values * (seen > 0.5)
+        return torch.where(seen > 0.5, values, self.beyond)
 
     def moved(self, map: Tensor) -> View:
         """The view whose canvas shows what a map in half edges carries its points to."""
-        return View(self.source, self.pose @ map.to(self.pose), self.trained)
+        return View(self.source, self.beyond, self.pose @ map.to(self.pose), self.trained)
 
 
-def _middle(canvas: Canvas) -> Tensor:
-    """(1, D) mm: the centre of mass of what is seen."""
-    weight = (canvas.data * canvas.weight).flatten().double()
+def _air(canvas: Canvas) -> float:
+    """What air looks like: the usual value along the edge of what was seen, or 0 where that is no air but of many values."""
+    d = canvas.grid.ndim
+    seen = (canvas.weight > 0.5).float().expand(canvas.data.shape)
+    pool = (F.avg_pool2d, F.avg_pool3d)[d - 2]
+    rim = canvas.data[(seen > 0.5) & (pool(F.pad(seen, [1] * 2 * d), 3, 1) < 0.999)]
+    usual = rim.median() if rim.numel() else torch.zeros(())
+    return float(usual) if bool(((rim - usual).abs() < _AIR).float().mean() > 0.5) else 0.0
+
+
+def _middle(canvas: Canvas, beyond: float) -> Tensor:
+    """(1, D) mm: the centre of mass of what is seen, by how far it differs from air."""
+    weight = ((canvas.data - beyond).abs() * canvas.weight).flatten().double()
     return (weight / weight.sum().clamp_min(1e-12))[None] @ canvas.grid.points()[0].to(weight.device)

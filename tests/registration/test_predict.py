@@ -265,6 +265,22 @@ def test_what_was_not_seen_is_shown_as_nothing(ndim):
         assert int((depth > 1.5).sum()) > 100
 
 
+@pytest.mark.parametrize("air", [0.0, 0.3, 1.0])
+def test_air_goes_on_beyond_the_scan(air, ndim):
+    """Whatever it looks like: no frame is seen, and the canvas is about the anatomy, not about the air."""
+    grid = turned_grid((40, 36, 30)[:ndim], (2.0, 2.0, 2.0), (10.0, -50.0, 3.0))
+    where = grid.centre[0] + torch.tensor([8.0, -6.0, 5.0][:ndim], dtype=torch.float64)
+    ball = blob(grid, where, 12.0).data
+    scan = Image(air + (0.6 if air < 0.5 else -0.6) * ball, grid)
+    noisy = scan.with_data((scan.data + 0.01 * torch.randn(scan.data.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1))
+    view = View.of(build(make_pair(noisy, noisy), (2.0,), literal=True)[0][0], trained(Stub(ndim, []), mm=2.0, edge=60))
+    assert float((view.pose[0, :ndim, ndim] - where).norm()) < 4 < 10 < float((grid.centre[0] - where).norm())
+    far = canvas_points((60,) * ndim)[0].norm(dim=-1) > 0.4
+    shown = view.shown().flatten()
+    usual = shown[far].median()
+    assert bool(((shown[far] - usual).abs() < 0.15).all()) and float((shown[~far] - usual).abs().max()) > 0.4
+
+
 @pytest.mark.parametrize(("levels", "read"), [
     ((16.0, 8.0, 4.0, 2.0), 4.0), ((8.0, 4.15, 2.0), 4.15), ((8.0, 4.5, 3.0), 3.0), ((16.0, 8.0), 8.0)], ids=str)
 def test_the_coarsest_level_that_is_fine_enough_is_read(levels, read, ndim, monkeypatch):
