@@ -110,18 +110,19 @@ def fit(net: nn.Module, make: Callable[[int, range], Batch], loss: Callable[[nn.
     fabric = _fabric(plan)
     if plan.batch % fabric.world_size:
         raise OptionError(f"batch: {plan.batch} cannot be shared out to {fabric.world_size} processes; give a multiple")
-    learner, log = Learner.of(net.to(fabric.device), plan.rate), []
+    learner, log, spent = Learner.of(net.to(fabric.device), plan.rate), [], 0.0
     path = folder / CHECKPOINT
     if resume and path.exists():
         state = learner.load(path)
         if state["settings"] != settings:
             changed = sorted(key for key in {*state["settings"], *settings} if state["settings"].get(key) != settings.get(key))
             raise OptionError(f"resume: {path} was begun with other settings ({', '.join(changed)}); take those, or another output")
-        log = state["log"]
+        log, spent = state["log"], state.get("seconds", 0.0)
     share = plan.batch // fabric.world_size
     items = range(fabric.global_rank * share, (fabric.global_rank + 1) * share)
     wrapped, optimiser = fabric.setup(learner.net, learner.optimiser)
     terms, saved = {}, time.monotonic()
+    began = saved - spent
     for batch in _stream(make, items, learner.step, plan):
         batch = fabric.to_device(batch)
         for group in optimiser.param_groups:
@@ -149,8 +150,8 @@ def fit(net: nn.Module, make: Callable[[int, range], Batch], loss: Callable[[nn.
             if fabric.is_global_zero:
                 tell(row)
         if fabric.is_global_zero and (last or looked or time.monotonic() - saved > plan.save_every) and not terms:
-            learner.save(path, {"settings": settings, "log": log})
             saved = time.monotonic()
+            learner.save(path, {"settings": settings, "log": log, "seconds": saved - began})
     return learner.average
 
 
@@ -183,5 +184,5 @@ def _fabric(plan: Plan) -> Any:
 def _give_up(what: str, batch: Batch, folder: Path, step: int, rank: int) -> None:
     place = folder / f"bad-batch-{step}-{rank}.safetensors"
     write_tensors(place, batch, {}, overwrite=True)
-    raise TrainingError(f"train: the {what} of step {step} is not a number; its batch lies in {place}. Give a lower --rate, or look for "
-                        "odd values in that batch; --resume goes on from the last checkpoint")
+    raise TrainingError(f"train: the {what} of step {step} is not a number; its batch lies in {place}. Look for odd values in it; "
+                        "--resume goes on from the last checkpoint, --overwrite --rate begins anew with a lower rate")

@@ -33,6 +33,7 @@ from regkit.training.validate import CASES, Case, cases, measure, of_net, of_sta
 POINTS = {2: 24, 3: 32}
 FRAMES = 24  # of the film
 KEPT = "frames.npy"  # those that there are
+_NARROW = 4  # canvases may be so many times narrower or wider than the scans
 _CASES = 24  # pairs of the last validation
 _STARTS = ("header", "mass", "search")
 
@@ -48,17 +49,17 @@ def train(scans: str | Path, output: str | Path, settings: TrainSettings | None 
     → the net. Raises RegkitError: scans that cannot be read, an option that does not fit, an output that is taken, a loss that is no
     number."""
     settings = settings or TrainSettings()
-    folder, began = Path(output).expanduser(), time.monotonic()
+    folder = Path(output).expanduser()
     with _claimed(folder, resume, overwrite):
-        found = _listed(Path(scans), settings)
+        found = _listed(Path(scans), folder, settings)
         read_in, extent = extents(found, settings.skip_bad, note)
         if settings.pairs.startswith(ATLAS) and read_in[0][0] is not found[0]:
             raise FormatError(f"pairs: {found[0].path} cannot be read; give {ATLAS} and another scan that is always fixed")
         if (left := sum(not one.held_out for one, _ in read_in)) < 2:
             raise OptionError(f"held-out: leaves {left} scans to learn from; two or more are needed, so give a smaller share")
+        width = _width(settings.canvas, extent)
         precision = _precision(settings, read_in[0][1].ndim)
         given = _given(settings, read_in[0][1].ndim)
-    width = settings.canvas or canvas_for(extent)
     drawer = Drawer(settings.edge, width)
     every = [prepare(one, image, width / settings.edge, folder / "scans") for one, image in read_in]
     del read_in
@@ -99,10 +100,11 @@ def train(scans: str | Path, output: str | Path, settings: TrainSettings | None 
     average = fit(Localising(net), pairs, loss, plan, folder, settings={**said, "scans": len(every), "canvas": width}, resume=resume,
                   look=look, tell=row)
     assert isinstance(average, Localising)
-    info = _info(settings, average.net, learning, kept, drawer, time.monotonic() - began, folder)
+    info = _info(settings, average.net, learning, kept, drawer, folder)
     if int(os.environ.get("RANK", "0")):  # of several processes, one compares and writes
         return Trained(average.net.cpu(), settings.edge, width / settings.edge, str(folder), info)
-    rows = read(folder / CHECKPOINT)[1]["log"]
+    record = read(folder / CHECKPOINT)[1]
+    rows, info["hours"] = record["log"], record["seconds"] / 3600
     save(average.net, folder / NET_FILE, edge=settings.edge, mm=width / settings.edge, info=info, overwrite=True)  # whatever comes now
     table = _compared(average, cases(kept or learning, drawer, draw, labels, _CASES, settings.seed + 2), drawer, settings.similarity)
     save(average.net, folder / NET_FILE, edge=settings.edge, mm=width / settings.edge, info={**info, "validation": table}, overwrite=True)
@@ -142,9 +144,9 @@ def _cleared(folder: Path) -> None:
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
 
-def _listed(source: Path, settings: TrainSettings) -> list[Listed]:
-    """The scans, and who is kept for validation; the atlas comes first and is not."""
-    found = listed(source)
+def _listed(source: Path, output: Path, settings: TrainSettings) -> list[Listed]:
+    """The scans, and who is kept for validation; the atlas comes first and is not. A training's own pictures are no scans."""
+    found = [one for one in listed(source) if output.resolve() not in one.path.resolve().parents]
     if settings.pairs.startswith(ATLAS):
         atlas = Path(settings.pairs.removeprefix(ATLAS)).expanduser().resolve()
         if not atlas.exists():
@@ -153,6 +155,14 @@ def _listed(source: Path, settings: TrainSettings) -> list[Listed]:
         first = next((one for one in found if one.path.resolve() == atlas), Listed(atlas, beside(atlas, files), str(atlas)))
         found = [replace(first, held_out=False), *(one for one in found if one.path.resolve() != atlas)]
     return split(found, settings.held_out, settings.seed)
+
+
+def _width(asked: float | None, extent: float) -> float:
+    """mm: the canvas' edge."""
+    if asked is not None and not extent / _NARROW <= asked <= extent * _NARROW:
+        raise OptionError(f"canvas: {asked:g} mm; the scans are {extent:.4g} mm wide, so give {extent / _NARROW:.3g} to "
+                          f"{extent * _NARROW:.3g}, or nothing")
+    return asked or canvas_for(extent)
 
 
 def _precision(settings: TrainSettings, ndim: int) -> str:
@@ -209,12 +219,11 @@ def _compared(average: nn.Module, looked: list[Case], drawer: Drawer, similarity
     return table
 
 
-def _info(settings: TrainSettings, net: nn.Module, learning: list[Scan], kept: list[Scan], drawer: Drawer, seconds: float,
-          folder: Path) -> dict[str, Any]:
+def _info(settings: TrainSettings, net: nn.Module, learning: list[Scan], kept: list[Scan], drawer: Drawer, folder: Path) -> dict[str, Any]:
     return {"name": folder.resolve().name, "net": settings.net, "model": settings.model, "ndim": learning[0].grid.ndim,
             "parameters": sum(p.numel() for p in net.parameters()), "edge": drawer.edge, "mm": drawer.mm / drawer.edge,
             "training": len(learning), "held_out": len(kept), "people": len({scan.listed.person for scan in learning}),
-            "steps": settings.steps, "batch": settings.batch, "hours": seconds / 3600, "similarity": settings.similarity,
+            "steps": settings.steps, "batch": settings.batch, "similarity": settings.similarity,
             "turn": settings.turn, "seed": settings.seed, "cases": _CASES, "scans": sorted(scan.listed.path.name for scan in learning),
             "device": "a GPU" if torch.cuda.is_available() and settings.device != "cpu" else f"{torch.get_num_threads()} CPU threads"}
 

@@ -202,7 +202,8 @@ def test_a_broken_run_goes_on_with_the_numbers_of_an_unbroken_one(stop, tmp_path
     assert make.asked[0][0] == stop // 2 * 2
     assert same(again.state_dict(), average.state_dict()) and same(made.state_dict(), net.state_dict())
     assert read(tmp_path / "broken" / CHECKPOINT)[1]["log"] == rows and told == rows[stop // 2:]
-    assert (tmp_path / "broken" / CHECKPOINT).read_bytes() == (tmp_path / "whole" / CHECKPOINT).read_bytes()
+    (tensors, state), (others, other) = (read(tmp_path / name / CHECKPOINT) for name in ("broken", "whole"))
+    assert same(tensors, others) and {**state, "seconds": 0} == {**other, "seconds": 0}
 
 
 def test_a_run_may_be_made_longer(tmp_path):
@@ -248,7 +249,7 @@ def test_another_run_is_not_gone_on_with(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------- faults
 
 def test_a_loss_that_is_no_number_stops_it_and_its_batch_is_kept(tmp_path):
-    with pytest.raises(TrainingError, match=r"the loss of step 7 is not a number; its batch lies in .*bad-batch-7-0.safetensors. Give a "):
+    with pytest.raises(TrainingError, match=r"the loss of step 7 is not a number; its batch lies in .*bad-batch-7-0.safetensors. Look"):
         trained(tmp_path, Lines(spoil=7), save_every=0.0)
     batch, _ = read_tensors(tmp_path / "bad-batch-7-0.safetensors")
     torch.testing.assert_close(batch["x"], Lines(spoil=7)(7, range(4))["x"], rtol=0, atol=0, equal_nan=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,10 +13,11 @@ import pytest
 import torch
 
 from regkit.errors import CheckpointError, FormatError, OptionError, OutputError
-from regkit.io.weights import read_tensors
+from regkit.io.weights import read_tensors, write_tensors
 from regkit.localisation import Detector, KeypointNet, RegressionNet
 from regkit.registration.nets import load, save
 from regkit.training import train as module
+from regkit.training.checkpoint import read
 from regkit.training.fit import CHECKPOINT, TrainingError
 from regkit.training.losses import Loss
 from regkit.training.settings import TrainSettings
@@ -160,8 +163,35 @@ def test_a_broken_run_goes_on_as_if_it_had_not_been(finished, people, tmp_path):
     train(people, out, settings(steps=5), resume=True, tell=told.append)
     assert [row["step"] for row in told] == [3, 4, 5]
     assert same(weights(out), weights(whole))
-    for name in ("log.csv", "evolution.gif", "frames.npy", CHECKPOINT):
+    for name in ("log.csv", "evolution.gif", "frames.npy"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    (tensors, state), (others, other) = read(out / CHECKPOINT), read(whole / CHECKPOINT)
+    assert same(tensors, others) and {**state, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_the_time_of_a_broken_run_is_that_of_all_its_parts(people, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(people, tmp_path, settings(steps=5), tell=stopping(3))
+    tensors, state = read(tmp_path / CHECKPOINT)
+    assert 0 < state["seconds"] < 600
+    write_tensors(tmp_path / CHECKPOINT, tensors, {"state": json.dumps({**state, "seconds": 7200.0})}, overwrite=True)
+    assert 2 < train(people, tmp_path, settings(steps=5), resume=True).info["hours"] < 2.2
+
+
+def test_its_own_pictures_are_no_scans(people, tmp_path):
+    """A run inside the folder of the scans: its curves and its film are not read when it goes on."""
+    folder = Path(shutil.copytree(people, tmp_path / "people"))
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, folder / "run", settings(steps=5), tell=stopping(3))
+    (folder / "run" / "curves.png").write_bytes(b"no scan")
+    assert train(folder, folder / "run", settings(steps=5), resume=True).info["training"] == train(
+        people, tmp_path / "other", settings(steps=1)).info["training"]
+
+
+def test_a_canvas_must_be_about_as_wide_as_the_scans(people, tmp_path):
+    with pytest.raises(OptionError, match=r"canvas: 2 mm; the scans are .* mm wide, so give .* to .*, or nothing"):
+        train(people, tmp_path / "run", settings(canvas=2.0))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_was_broken_off_before_its_first_checkpoint_begins_anew(finished, people, tmp_path):
