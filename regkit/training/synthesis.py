@@ -49,12 +49,12 @@ class Anatomy:
 class Looks:
     """How the pictures are drawn; chances are shares of all pictures."""
 
-    scanned: float = 0.35
+    scanned: float = 0.4
     """Chance that brightness is a random curve of the scan itself, instead of a random one a part."""
     cut_out: float = 0.5
     """Chance that only the inner parts are shown."""
-    bright_air: float = 0.2
-    inverted: float = 0.15
+    bright_air: float = 0.25
+    inverted: float = 0.2
     bias: float = 0.3
     """Standard deviation of the logarithm of a smooth factor."""
     noise: float = 0.06
@@ -62,9 +62,9 @@ class Looks:
     blurred: float = 0.4
     """Chance of a blur, of up to `blur` voxels along an axis."""
     blur: float = 1.2
-    framed: float = 0.4
+    framed: float = 0.3
     """Chance that the field of view's edges are seen: a box in any pose around most of it, and beyond it, at times, another brightness."""
-    cropped: float = 0.25
+    cropped: float = 0.2
     """Chance of a partial field of view."""
     lesions: float = 0.2
 
@@ -124,7 +124,7 @@ def _one(parts: Tensor, values: Tensor, canvas: Tensor, shape: tuple[int, ...], 
     if chance(looks.blurred):
         picture = smooth(picture, [uniform(0, looks.blur) for _ in shape])
     picture = picture + uniform(0, looks.noise) * float(picture.std() * 3) * torch.randn(picture.shape, generator=generator)
-    for share, least, most, away in ((looks.framed, 0.65, 1.1, 0.08), (looks.cropped, 0.4, 1.4, 0.15)):
+    for share, least, most, away in ((looks.framed, 0.7, 1.2, 0.06), (looks.cropped, 0.5, 1.5, 0.1)):
         if chance(share):
             seen = _box(canvas, shape, least, most, away, generator)
             beyond = uniform(0, 1) * float(picture.amax()) if chance(0.3) else 0.0
