@@ -1,6 +1,7 @@
 """How far off a net's answers are, without refinement, on pairs of scans it never saw, turned anyhow and in changed contrasts.
 
-    python pipelines/train_shipped/measure.py NET PAIRS.json -o OUT [--turns 4] [--groups brain] [--refined] [--starts net,search]
+    python pipelines/train_shipped/measure.py NET PAIRS.json -o OUT [--turns 4] [--groups brain]
+        [--without brain-afids] [--refined] [--starts net,search]
 
 PAIRS.json lists pairs with points or label maps: the truth is the affine map that fits the points, or the label maps' centres of mass,
 best. Each pair is measured as it is, with the moving scan inverted and with noise; each scan is turned by a rotation of its own, drawn
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--groups", default="brain", help="what the pairs' group begins with")
+    parser.add_argument("--without", default="", help="groups that are left out, those the net has seen for example")
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--starts", default="net", help="net, or other starts to measure beside it")
     parser.add_argument("--refined", action="store_true")
@@ -101,7 +103,7 @@ def main() -> None:
     given.output.mkdir(parents=True, exist_ok=True)
     generator, rows = torch.Generator().manual_seed(given.seed), []
     for pair in json.loads(given.pairs.read_text(encoding="utf-8")):
-        if not pair["group"].startswith(given.groups) or pair.get("ndim", 3) != 3:
+        if not pair["group"].startswith(given.groups) or pair["group"] in given.without.split(",") or pair.get("ndim", 3) != 3:
             continue
         exact, middle = truth(pair, given.pairs.parent)
         fixed = scan(given.pairs.parent / pair["fixed"])

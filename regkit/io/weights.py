@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from regkit.errors import CheckpointError
@@ -16,7 +16,8 @@ from regkit.io.output import output_file
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], *, overwrite: bool = False) -> None:
     """Write tensors by name and a header of texts; the file appears whole or not at all. Raises OutputError."""
     with output_file(path, overwrite=overwrite) as aside:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, aside, dict(header))
+        # as bytes: save_file would make a file that only its owner may read
+        aside.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, dict(header)))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

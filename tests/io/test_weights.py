@@ -54,6 +54,12 @@ def test_what_was_read_does_not_hang_on_the_file(tmp_path):
     assert float(found.sum()) == 1000
 
 
+def test_others_may_read_what_others_may_read_of_any_new_file(tmp_path):
+    (tmp_path / "any").write_bytes(b"")
+    write_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(1)}, {})
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_an_existing_file_is_kept_unless_it_may_be_overwritten(tmp_path):
     path = tmp_path / "w.safetensors"
     write_tensors(path, {"a": torch.ones(3)}, {"n": "1"})
