@@ -54,7 +54,8 @@ class Looks:
     cut_out: float = 0.5
     """Chance that only the inner parts are shown."""
     bright_air: float = 0.25
-    inverted: float = 0.2
+    inverted: float = 0.25
+    """Chance that bright is dark."""
     bias: float = 0.3
     """Standard deviation of the logarithm of a smooth factor."""
     noise: float = 0.06
@@ -117,9 +118,13 @@ def _one(parts: Tensor, values: Tensor, canvas: Tensor, shape: tuple[int, ...], 
         spot = torch.exp(-((canvas - where) / uniform(0.04, 0.2)).square().sum(-1, keepdim=True) ** 2).mT
         picture = picture + spot * (uniform(0, 1) - picture)
         picture = picture * body if chance(0.8) else picture
+    picture = picture + air * (1 - body)
     if chance(looks.inverted):
-        picture = body * (float(picture.max()) - picture)
-    picture = (picture + air * (1 - body)).reshape(1, 1, *shape)
+        kind = uniform(0, 3)  # the body, with a rim of the air about it, or all
+        rim = smooth(body.reshape(1, 1, *shape), [uniform(0.5, 2.0)] * len(shape)).reshape(body.shape)
+        within = body if kind < 1 else (4 * rim).clamp(0, 1) if kind < 2 else torch.ones_like(body)
+        picture = within * (float(picture.max()) - picture)
+    picture = picture.reshape(1, 1, *shape)
     picture = picture * smooth_factor(shape, looks.bias * uniform(0, 1), generator)
     if chance(looks.blurred):
         picture = smooth(picture, [uniform(0, looks.blur) for _ in shape])

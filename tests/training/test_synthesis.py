@@ -205,12 +205,15 @@ def test_a_scanned_look_is_a_curve_of_the_values(ndim):
 
 def test_inverting_swaps_bright_and_dark_within_the_body():
     made = rich(2)
-    plain, places = drawn(PLAIN, made=made)
-    inverted, _ = drawn(replace(PLAIN, inverted=1), made=made)
+    plain, inverted = (torch.cat([drawn(looks, count=1, made=made, seed=seed)[0] for seed in range(24)])
+                       for looks in (PLAIN, replace(PLAIN, inverted=1)))
+    places = drawn(PLAIN, made=made)[1]
     brightness = torch.stack([torch.stack([at(pictures, where) for where in places], 1) for pictures in (plain, inverted)])
     centred = brightness - brightness.mean(2, keepdim=True)
     alike = (centred[0] * centred[1]).sum(1) / centred.norm(dim=2).prod(0)
     assert float(alike.max()) < -0.9
+    air = at(inverted, torch.full((2,), -0.95))
+    assert 0.1 < float((air > 0.5).float().mean()) < 0.7 and float((air == 0).float().mean()) > 0.3  # a third inverts the air, too
 
 
 @pytest.mark.parametrize(("name", "value"), [
