@@ -1,7 +1,7 @@
 """Makes scans to try a training with: people who do not exist, bent out of the template that nilearn ships.
 
     python pipelines/train_shipped/people.py SCANS [--count 12] [--seed 0]
-    regkit train SCANS -o RUN --steps 600 --edge 32
+    regkit train SCANS -o RUN --steps 3000
 
 Each is the stripped ICBM 152 brain at 3 mm, stretched and bent, in a pose and a gamma of its own.
 """

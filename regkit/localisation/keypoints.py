@@ -127,9 +127,9 @@ class KeypointNet(nn.Module):
         (p, q), (a, b) = points.chunk(2), deviation.chunk(2)
         return fit(self.model, p, q, 1 / ((2 * a).exp() + (2 * b).exp()))
 
-    def pose(self, canvas: Tensor) -> Tensor:
+    def pose(self, canvas: Tensor) -> tuple[Tensor, Tensor]:
         """The similarity (N, D+1, D+1) that carries the usual pose onto a scan on its canvas (N, 1, *S); at most twice or half as large:
-        where the points are not there, a fit may be anything."""
+        where the points are not there, a fit may be anything. And how unsure that is: the means (N,) of the points' log deviations."""
         points, deviation = self.detector(canvas)
         found = fit(MODELS["similarity"], self.home.expand_as(points), points, (-2 * deviation).exp())
         d = points.shape[-1]
@@ -137,7 +137,7 @@ class KeypointNet(nn.Module):
         about = self.home.mean(0).to(found)
         there = found[:, :d, :d] @ about + found[:, :d, d]
         linear = found[:, :d, :d] * (size.clamp(0.5, 2.0) / size)[:, None, None]
-        return torch.cat([torch.cat([linear, (there - linear @ about)[..., None]], 2), found[:, d:]], 1)
+        return torch.cat([torch.cat([linear, (there - linear @ about)[..., None]], 2), found[:, d:]], 1), deviation.mean(1)
 
 
 def fitting(name: str) -> Model:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -19,6 +19,7 @@ from regkit.registration.steps import Scene
 from regkit.sampling import shrinkage
 from regkit.space import Frame, Grid
 
+Pose = Callable[[Tensor], tuple[Tensor, Tensor]]
 LOOKS = 2  # how often a net looks: the second time at scans in the pose it found, which it knows best
 _AIR = 0.1  # of a scan's range, by which air differs from air
 _STEP = 1.05  # a level may be this much coarser than the net's canvas before a finer one is taken
@@ -64,23 +65,38 @@ def predict(trained: Trained, canvases: list[tuple[Canvas, Canvas]], frame: Fram
         fine = [pair for pair in canvases if pair[0].mm <= _STEP * min(trained.millimetres(canvas.grid) for canvas in pair)]
         views = [View.of(canvas, trained) for canvas in (fine[0] if fine else canvases[-1])]
         net, device = trained.net.to(views[0].device), views[0].device
-        pose: Callable[[Tensor], Tensor] | None = getattr(net, "pose", None) if len(getattr(net, "home", ())) else None
+        pose: Pose | None = getattr(net, "pose", None) if len(getattr(net, "home", ())) else None
         for look in range(looks):
-            shown = [view.shown() for view in views]
-            if look + 1 < looks and pose is not None:  # each scan by itself, into the usual pose
-                views = [view.moved(pose(canvas)) for view, canvas in zip(views, shown, strict=True)]
+            if look + 1 < looks and pose is not None:
+                views = [_upright(view, pose) for view in views]
             else:
-                views[1] = views[1].moved(net(*shown))
+                views[1] = views[1].moved(net(*[view.shown() for view in views]))
         world = views[1].pose @ torch.linalg.inv(views[0].pose)
         return (frame.matrix.to(device) @ world @ frame.inverse.to(device)).to(device)
 
 
-class View:
-    """A scan as a net sees it: what is read, what is shown where nothing was seen, and the pose (1, D+1, D+1) that carries the canvas'
-    half edges into the world."""
+def _upright(view: View, pose: Pose) -> View:
+    """A scan by itself, put into the usual pose: as it is, or bright for dark if the net is surer of that."""
+    ways = [view, replace(view, negative=True)]
+    maps, unsure = pose(torch.cat([way.shown() for way in ways]))
+    best = int(unsure.argmin())
+    return ways[best].moved(maps[best: best + 1])
 
-    def __init__(self, source: Smoothed, beyond: float, pose: Tensor, trained: Trained) -> None:
-        self.source, self.beyond, self.pose, self.trained, self.device = source, beyond, pose, trained, pose.device
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A scan as a net sees it: what is read, what is shown where nothing was seen, the pose (1, D+1, D+1) that carries the canvas'
+    half edges into the world, and whether bright is shown as dark."""
+
+    source: Smoothed
+    beyond: float
+    pose: Tensor
+    trained: Trained
+    negative: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.pose.device
 
     @staticmethod
     def of(canvas: Canvas, trained: Trained) -> View:
@@ -103,11 +119,12 @@ class View:
         affine[:d, :d] *= 2 / edge
         affine[:d, d] = 1 / edge - 1
         values, seen = self.source.read(Grid((edge,) * d, affine), self.pose)
-        return torch.where(seen > 0.5, values, self.beyond)
+        canvas = torch.where(seen > 0.5, values, self.beyond)
+        return 1 - canvas if self.negative else canvas
 
     def moved(self, map: Tensor) -> View:
         """The view whose canvas shows what a map in half edges carries its points to."""
-        return View(self.source, self.beyond, self.pose @ map.to(self.pose), self.trained)
+        return replace(self, pose=self.pose @ map.to(self.pose))
 
 
 def _air(canvas: Canvas) -> float:

@@ -32,6 +32,7 @@ from regkit.training.validate import CASES, Case, cases, measure, of_net, of_sta
 
 POINTS = {2: 24, 3: 32}
 FRAMES = 24  # of the film
+FILMED = 5  # which of the pairs that are looked at on the way: of two scans, turned by two fifths of what is allowed
 KEPT = "frames.npy"  # those that there are
 _NARROW = 4  # canvases may be so many times narrower or wider than the scans
 _CASES = 24  # pairs of the last validation
@@ -79,7 +80,7 @@ def train(scans: str | Path, output: str | Path, settings: TrainSettings | None 
     frames: list[np.ndarray] = []
 
     def look(average: nn.Module, step: int) -> Row:
-        frames.append(_seen(average, looked[min(1, len(looked) - 1)]))
+        frames.append(_seen(average, looked[FILMED]))
         save_array(folder / KEPT, np.stack(frames))
         return measure(of_net(average), looked, drawer, settings.similarity)
 

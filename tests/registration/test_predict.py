@@ -39,9 +39,12 @@ class Stub(nn.Module):
         self.seen += [fixed, moving]
         return self.maps.pop(0)
 
-    def pose(self, canvas):
-        self.seen.append(canvas)
-        return self.poses.pop(0)
+    def pose(self, canvases):
+        """Is shown a scan as it is and inverted, and is surer of the first."""
+        assert len(canvases) == 2
+        torch.testing.assert_close(canvases[1:], 1 - canvases[:1])
+        self.seen.append(canvases[:1])
+        return torch.cat([self.poses.pop(0)] * 2), torch.tensor([0.0, 1.0])
 
 
 def trained(net, mm=MM, edge=EDGE):
@@ -147,6 +150,24 @@ def test_each_scan_is_first_put_into_the_usual_pose_if_the_net_knows_one(ndim):
     assert not net.maps and not net.poses and len(net.seen) == 4
     alone = said(Stub(ndim, [last], poses), fixed, moving, looks=1)  # one look is one at both
     assert away(alone, seat(m) @ last @ torch.linalg.inv(seat(f)), f) < 0.1
+
+
+def test_a_scan_is_shown_bright_for_dark_where_the_net_is_surer_of_that(ndim):
+    class Knowing(Stub):
+        """Is sure of dark air only, and turns what it is not sure of another way."""
+
+        def pose(self, canvases):
+            bright = canvases.flatten(1)[:, 0]
+            return torch.where(bright[:, None, None] > 0.5, *self.poses), bright
+
+    (fixed, moving), _ = scans(ndim)
+    eye = torch.eye(ndim + 1, dtype=torch.float64)[None]
+    poses = [some_map("similarity", ndim, seed, 0.3) for seed in (3, 4)]
+    nets = [Knowing(ndim, [eye], poses) for _ in range(2)]
+    found = [said(net, fixed, scan) for net, scan in zip(nets, (moving, moving.with_data(1 - moving.data)), strict=True)]
+    torch.testing.assert_close(found[1], found[0], atol=1e-3, rtol=1e-3)
+    for shown, again in zip(nets[0].seen, nets[1].seen, strict=True):
+        torch.testing.assert_close(again, shown, atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("which", [0, 1])
