@@ -39,8 +39,8 @@ class Kind:
 
 
 KINDS = {
-    "head-3d": Kind(3, 40, 6.0, sources.SCALE, 32, 32, Poses(math.pi, 0.17, 0.12, 0.04), Poses(math.radians(20), 0.06, 0.08, 0.03)),
-    "slice-2d": Kind(2, 64, None, sources.SCALE, 24, 32, Poses(math.pi, 0.17, 0.22, 0.06), Poses(math.radians(20), 0.08, 0.15, 0.04)),
+    "head-3d": Kind(3, 40, 6.0, sources.SCALE, 32, 32, Poses(math.pi, 0.12, 0.12, 0.04), Poses(math.radians(20), 0.06, 0.08, 0.03)),
+    "slice-2d": Kind(2, 64, None, sources.SCALE, 24, 32, Poses(math.pi, 0.12, 0.22, 0.06), Poses(math.radians(20), 0.08, 0.15, 0.04)),
 }
 
 
