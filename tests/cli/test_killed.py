@@ -62,6 +62,7 @@ print(json.dumps({"names": names, "left": sorted(p.name for p in out.parent.iter
 """
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_a_killed_registration_leaves_the_old_result_or_the_new_one_whole(ndim, tmp_path):
