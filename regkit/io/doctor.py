@@ -29,7 +29,12 @@ def findings(header: Header) -> list[Finding]:
     found = [*_codes(header), *_sizes(header), *_unit(header), *_shape(header)]
     if header.affine is not None and usable(header.affine, header.shape):
         found += of_place(header.affine, header.shape, sizes=header.unit in ("mm", "unknown"))
-    return sorted(found, key=lambda one: ("wrong", "doubtful", "note").index(one.severity))
+    return sorted(found, key=rank)
+
+
+def rank(one: Finding) -> int:
+    """The order of findings: the worst first."""
+    return ("wrong", "doubtful", "note").index(one.severity)
 
 
 def _codes(header: Header) -> Iterator[Finding]:
@@ -47,7 +52,7 @@ def _codes(header: Header) -> Iterator[Finding]:
         other = "the qform says something usable" if usable(qform, shape) else "no qform stands in for it"
         yield finding("sform-unusable", "wrong", f"the sform {_broken(sform)}; {other}", "nothing can be placed by it",
                       "refuses the scan", "convert the scan again, or set the sform in a viewer")
-    elif not fine and all(v > 0 and math.isfinite(v) for v in _spatial(header)):
+    elif not fine and sized(header):
         yield finding("qform-unusable" if header.source == "qform" else "place-unusable", "wrong",
                       f"the {'qform' if header.source == 'qform' else 'direction matrix'} {_broken(header.affine)}",
                       "nothing can be placed by it", "refuses the scan", "convert the scan again")
@@ -81,17 +86,26 @@ def _sizes(header: Header) -> Iterator[Finding]:
     """Voxel sizes as stated, and against the matrix that is used."""
     stated, fine = _spatial(header), usable(header.affine, header.shape)
     listed = "×".join(f"{v:.4g}" for v in stated)
-    if not all(v > 0 and math.isfinite(v) for v in stated):
-        yield finding("voxel-size", "doubtful" if fine else "wrong", f"the header states voxels of {listed}",
-                      "a voxel has a positive size; programs that go by it refuse or misplace the scan",
-                      "refuses the scan" if not fine else "uses the sform, which has its own" if header.source == "sform"
-                      else "turns the axis round, as ITK does" if header.kind == "itk" else "takes them without their sign", "the size of a zero is not in the file: it must come from the scanner's protocol")
+    if not sized(header) and not (header.source == "sform" and fine):
+        yield finding("voxel-size-missing", "wrong", f"the header states voxels of {listed}, and nothing else tells their size",
+                      "whatever is taken for it, distances are wrong", "takes 1 mm for a zero" if fine else "refuses the scan",
+                      "the size must come from the scanner's protocol")
+    elif not all(v > 0 and math.isfinite(v) for v in stated):
+        yield finding("voxel-size", "doubtful", f"the header states voxels of {listed}", "a voxel has a positive size; programs that go by "
+                      "it refuse or misplace the scan", "uses the sform, which has its own" if header.source == "sform"
+                      else "turns the axis round, as ITK does" if header.kind == "itk" else "takes them without their sign",
+                      "convert the scan again")
     elif header.source == "sform" and fine and header.affine is not None and not header.codes[1]:
         used = spacing_of(header.affine, header.shape)
         if np.abs(used / stated - 1).max(initial=0) > 0.01:
             yield finding("voxel-size", "doubtful", f"the header states voxels of {listed} mm, the sform has "
                           f"{'×'.join(f'{v:.4g}' for v in used)} mm", "programs that measure by the stated size give other volumes and "
                           "distances", "uses the sform, and the sizes that it has", "find out which is true")
+
+
+def sized(header: Header) -> bool:
+    """Whether the header states how large voxels are, even if with a wrong sign."""
+    return all(v != 0 and math.isfinite(v) for v in _spatial(header))
 
 
 def _spatial(header: Header) -> list[float]:

@@ -31,7 +31,7 @@ FIXES = {
     "handedness": "sets both to the place that regkit uses, the sform's, with its code (a sheared one leaves no qform)",
     "sform-unusable": "takes the qform's place for both, or where there is none, what the voxel sizes alone say",
     "qform-unusable": "sets the qform to the sform's place, or where there is none, to what the voxel sizes alone say",
-    "voxel-size": "sets the voxel sizes to those of the place that regkit uses; a zero that nothing else tells stays",
+    "voxel-size": "sets the voxel sizes to those of the place that regkit uses",
     "unit-missing": "states mm",
     "unit-other": "states mm; voxel sizes and place are scaled as the unit says, unless only the numbers as they are make a possible size",
     "last-axis": "leaves the axis out of the shape",
@@ -154,7 +154,7 @@ def of_place(affine: np.ndarray, shape: tuple[int, ...], *, sizes: bool = True) 
                       "that is legal and usual; a program that ignores the header shows the scan mirrored",
                       "computes in mm: the order of storage makes no difference", "nothing has to be done")
     middle = corners(affine, shape).mean(0)
-    if np.linalg.norm(middle) > FAR:
+    if np.linalg.norm(middle) > FAR and sizes and possible(affine, shape):
         yield finding("far-origin", "doubtful", f"the middle of the scan lies {np.linalg.norm(middle):.4g} mm from the world's origin",
                       "it shares no space with scans that lie where scanners put them, and single precision rounds its positions",
                       "starts from centres too, but --start header is refused where the scans do not overlap",

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
-from regkit.errors import FormatError, RegkitError
+from regkit.errors import FormatError, GeometryError, RegkitError
 from regkit.io.images import FORMATS, image_suffix
-from regkit.io.slices import reason
+from regkit.io.nifti import quiet
+from regkit.io.slices import as_image, reason
 from regkit.space import Grid
 
 GZIP = b"\x1f\x8b"
@@ -72,6 +74,13 @@ def read_header(path: Path, name: str, grid: Grid | None = None) -> Header:
         raise FormatError(f"{where} has no readable header: {reason(error)}; it may be damaged, truncated or of another kind") from error
 
 
+def grid_of(header: Header, where: str) -> Grid:
+    """The grid on which regkit reads the scan. Raises GeometryError, naming `where`, for a place that no scan can have."""
+    if header.affine is None:
+        raise GeometryError(f"{where}: its header says no place that can be used; regkit doctor --fix may mend it")
+    return as_image(torch.zeros(1).expand(1, *header.shape[:3]), header.affine, where).grid
+
+
 def header_file(path: Path) -> Path:
     """Where the header of an image in two files lies; else `path`."""
     if not path.name.lower().endswith(".img"):
@@ -104,7 +113,6 @@ def raw_nifti(block: bytes) -> tuple[Any, Any]:
     """The header in a file's first bytes as nibabel has it, unchecked, and as it corrects it when it reads a scan.
 
     Raises what nibabel raises, where regkit refuses the file too."""
-    from nibabel.imageglobals import LoggingOutputSuppressor
     from nibabel.nifti1 import Nifti1Header, Nifti1PairHeader
     from nibabel.nifti2 import Nifti2Header, Nifti2PairHeader
 
@@ -115,7 +123,7 @@ def raw_nifti(block: bytes) -> tuple[Any, Any]:
         kind, size = (Nifti2PairHeader if block[4:7] == b"ni2" else Nifti2Header), 540
     else:
         kind, size = (Nifti1PairHeader if block[344:347] == b"ni1" else Nifti1Header), 348
-    with LoggingOutputSuppressor():
+    with quiet():
         return kind(block[:size], check=False), kind(block[:size])
 
 
@@ -161,11 +169,11 @@ def _by_itk(path: Path, suffix: str) -> Header:
     reader = itk.information(path)
     dims = reader.GetDimension()
     shape, spacing = tuple(int(n) for n in reader.GetSize()), tuple(float(v) for v in reader.GetSpacing())
-    if suffix in itk.PICTURES:
-        return Header("picture", shape, None, "header", spacing)
     ndim = min(dims, 3)
     flat, affine = itk.affine_of(reader.GetDirection(), spacing, reader.GetOrigin(), ndim).numpy(), np.eye(4)
     affine[:ndim, :ndim], affine[:ndim, 3] = flat[:ndim, :ndim], flat[:ndim, ndim]
+    if suffix in itk.PICTURES:
+        return Header("picture", shape, affine, "header", spacing)
     text = _lines(path) if suffix in _TEXT else {}
     nrrd = suffix in (".nrrd", ".nhdr")
     placed = "space" in text or "space dimension" in text if nrrd else not text or bool({"elementspacing", "elementsize"} & set(text))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import struct
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,11 +33,10 @@ def read(path: Path, volume: int | None, name: str) -> Image:
     OptionError for 4D data without a `volume` that exists.
     """
     import nibabel as nib
-    from nibabel.imageglobals import LoggingOutputSuppressor
 
     where = f"{name}: {path}"
     try:
-        with LoggingOutputSuppressor():  # nibabel comments on headers on stderr
+        with quiet():
             if path.name.lower().endswith((".hdr", ".img")):
                 return from_nibabel(nib.load(str(path)), volume, where)
             blob = unpacked(path)
@@ -46,6 +48,20 @@ def read(path: Path, volume: int | None, name: str) -> Image:
     except Exception as error:  # nibabel, isal and numpy raise a dozen types on damaged bytes; all mean the same here
         raise FormatError(f"{where} is not a readable {'MGH' if _mgh(path) else 'NIfTI'} file: {reason(error)}; "
                           "it may be damaged or truncated") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """nibabel without its comments on headers on stderr; without any handler Python would print them itself."""
+    from nibabel.imageglobals import LoggingOutputSuppressor, logger
+
+    silent = logging.NullHandler()
+    with LoggingOutputSuppressor():
+        logger.addHandler(silent)
+        try:
+            yield
+        finally:
+            logger.removeHandler(silent)
 
 
 def from_nibabel(image: Any, volume: int | None, where: str) -> Image:

@@ -11,10 +11,10 @@ import torch
 
 from regkit.errors import FormatError, GeometryError, OptionError, OutputError, RegkitError, choose
 from regkit.io import itk, nifti
-from regkit.io.doctor import findings
-from regkit.io.findings import FIXES, ON_REQUEST, UNITS, axes_of, possible, spacing_of, usable
+from regkit.io.doctor import findings, sized
+from regkit.io.findings import FIXES, ON_REQUEST, UNITS, axes_of, possible, usable
 from regkit.io.headers import Header, header_file, raw_nifti, read_header
-from regkit.io.images import FORMATS, image_suffix
+from regkit.io.images import image_suffix
 from regkit.io.output import output_file
 from regkit.io.slices import reason
 
@@ -78,7 +78,8 @@ def check_output(path: Path, output: Path, header: Header, where: str) -> None:
 def _place(header: Header, codes: set[str], units: str | None, fallback: np.ndarray | None, where: str) -> tuple[np.ndarray, bool]:
     """The place (4, 4) that a copy has, and whether it differs from what the header states."""
     shape = header.shape
-    found = next((one for one in (header.affine, header.qform, fallback) if usable(one, shape)), None)
+    places = (header.affine if header.source == "sform" or sized(header) else None, *((header.qform, fallback) if sized(header) else ()))
+    found = next((one for one in places if usable(one, shape)), None)
     if found is None:
         raise GeometryError(f"{where}: nothing in its header says how large its voxels are and where they lie; convert it again from "
                             "what it was made of")
@@ -86,8 +87,8 @@ def _place(header: Header, codes: set[str], units: str | None, fallback: np.ndar
     if units is not None:
         factor = UNITS[units]
     elif "unit-other" in codes:
-        scaled = found * [[UNITS[header.unit]]] * 3 + [[1.0]]
-        factor = 1.0 if possible(found, shape) and not possible(scaled, shape) else UNITS[header.unit]
+        factor = UNITS[header.unit]
+        factor = 1.0 if possible(found, shape) and not possible(found * factor, shape) else factor
     place = complete(found, shape)
     if "shear" in codes:
         place = straight(place, shape)
