@@ -61,10 +61,6 @@ class Finding:
     def as_dict(self) -> dict[str, str]:
         return asdict(self)
 
-    def line(self) -> str:
-        """One line for a terminal."""
-        return f"{self.what}; {self.why} ({self.code})"
-
 
 def finding(code: str, severity: Severity, what: str, why: str, does: str, by_hand: str) -> Finding:
     """A finding whose repair says first what a corrected copy does, then what a person can do."""
