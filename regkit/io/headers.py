@@ -93,15 +93,17 @@ def header_file(path: Path) -> Path:
 
 def _first(path: Path, count: int) -> bytes:
     """The first bytes, uncompressed. What is compressed is known by its first bytes."""
-    from isal import igzip
+    from isal import isal_zlib as zlib
 
     with path.open("rb") as file:
-        packed = file.read(2) == GZIP
-        file.seek(0)
-        if not packed:
-            return file.read(count)
-        with igzip.GzipFile(fileobj=file) as inner:
-            return inner.read(count)
+        start = file.read(count)
+        if not start.startswith(GZIP):
+            return start
+        unpacker, got = zlib.decompressobj(31), b""
+        while start and len(got) < count:
+            got += unpacker.decompress(start, count - len(got))
+            start = file.read(4096)
+        return got
 
 
 def _second(block: bytes) -> bool:
@@ -131,7 +133,7 @@ def of_nifti(raw: Any, mended: Any) -> Header:
     """What a NIfTI header states: as stored, and as nibabel makes use of it."""
     shape = tuple(int(n) for n in mended.get_data_shape())
     spacing = tuple(float(v) for v in raw["pixdim"][1:4][: min(len(shape), 3)])
-    sform, qform = int(raw["sform_code"]), int(raw["qform_code"])
+    sform, qform = int(mended["sform_code"]), int(mended["qform_code"])  # which are 0 where they make no sense
     source = "sform" if sform else "qform" if qform else "voxel sizes"
     affine = turned = None
     with contextlib.suppress(Exception):
