@@ -19,7 +19,7 @@ from regkit.space import Grid, Matrix, Transform
 
 MEASURE = "ngf"  # edges at the same places, of either sign: it holds for one contrast and for two
 ACROSS = 64  # voxels along the longest edge, where they are compared
-MARGIN = 0.02  # of the measure, by which one must be better: pipelines/doctor_flip measures it
+MARGIN = 0.03  # of the measure, by which one must be better; of right scans mirror images gain up to 0.015 (docs/doctor.md)
 
 
 @dataclass(frozen=True)
