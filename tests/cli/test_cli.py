@@ -53,8 +53,8 @@ def test_help_names_the_verbs(capsys):
     assert capsys.readouterr().out == text
 
 
-@pytest.mark.parametrize(("verb", "flags"), [("register", FLAGS), ("apply", APPLY_FLAGS), ("report", REPORT_FLAGS), ("doctor", DOCTOR_FLAGS),
-                                             ("demo", ["--output", "-o"])])
+@pytest.mark.parametrize(("verb", "flags"), [("register", FLAGS), ("apply", APPLY_FLAGS), ("report", REPORT_FLAGS),
+                                             ("doctor", DOCTOR_FLAGS), ("demo", ["--output", "-o"])])
 def test_help_has_every_flag(verb, flags, capsys):
     assert run([verb, "--help"]) == 0
     words = capsys.readouterr().out.replace("│", " ").split()

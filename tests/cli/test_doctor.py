@@ -1,5 +1,6 @@
 """`regkit doctor` as a user meets it: what it prints, its exit codes, its copies, and the same from Python and in `register`."""
 
+import errno
 import json
 import os
 
@@ -152,6 +153,18 @@ def test_a_folder_that_may_not_be_written(place, capsys):
     (place / "out").chmod(0o500)
     assert run(["doctor", "apart.nii.gz", "--fix", "out/a.nii.gz"]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("why", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_a_disk_that_refuses_leaves_nothing_behind(place, capsys, monkeypatch, why):
+    def refuse(*_):
+        raise OSError(why, os.strerror(why))
+
+    before = {p.name: p.read_bytes() for p in place.iterdir()}
+    monkeypatch.setattr("regkit.io.output.os.replace", refuse)
+    assert run(["doctor", "apart.nii.gz", "--fix", "new/a.nii.gz", "--quiet"]) == 2
+    assert "output: new/a.nii.gz cannot be written" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in place.iterdir()} == before
 
 
 def test_mirror_images_are_compared_where_asked(place, capsys, monkeypatch):
