@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import math
 import struct
@@ -20,6 +21,8 @@ from regkit.image import Image
 from regkit.io.slices import as_image, embed, reason, tensor
 
 _GZIP = b"\x1f\x8b"
+_HEAD = 1 << 16  # bytes that hold any header
+_DEFLATE = 1032  # times that packing can make bytes fewer, at most
 _PIECE = 1 << 24  # bytes packed at a time
 _VECTOR_INTENT = 1007
 _COLOUR = {3: np.dtype([(c, "u1") for c in "RGB"]), 4: np.dtype([(c, "u1") for c in "RGBA"])}
@@ -39,7 +42,7 @@ def read(path: Path, volume: int | None, name: str) -> Image:
         with quiet():
             if path.name.lower().endswith((".hdr", ".img")):
                 return from_nibabel(nib.load(str(path)), volume, where)
-            blob = unpacked(path)
+            blob = _bytes(path, where)
             image = _header(path, blob)
             raw = _voxels(image, blob, where)
             return _image(raw, image.dataobj.slope, image.dataobj.inter, image.affine, volume, where)
@@ -94,23 +97,66 @@ def _mgh(path: Path) -> bool:
 
 
 def unpacked(path: Path) -> bytes:
-    """The file's bytes, uncompressed. What is compressed is known by its first bytes: names are often wrong."""
+    """All of the file's bytes, uncompressed."""
     from isal import igzip
 
     blob = path.read_bytes()
+    return igzip.decompress(blob) if blob.startswith(_GZIP) else blob
+
+
+def _bytes(path: Path, where: str) -> bytes:
+    """The file's bytes, uncompressed. What is compressed is known by its first bytes: names are often wrong."""
+    blob = path.read_bytes()
     if not blob:
         raise EOFError("the file is empty")
-    return igzip.decompress(blob) if blob.startswith(_GZIP) else blob
+    if not blob.startswith(_GZIP):
+        return blob
+    # a small file may unpack to more than there is memory: the header says how much is worth it
+    header = _first(path, _unpacked(blob, _HEAD))
+    shape = tuple(map(int, header.get_data_shape()))
+    _check_shape(shape, where)
+    need = max(0, int(header.get_data_offset())) + math.prod(shape) * header.get_data_dtype().itemsize
+    check_size(need, _DEFLATE * len(blob), where)
+    return _unpacked(blob, need + _HEAD)
+
+
+def _unpacked(blob: bytes, most: int) -> bytes:
+    """The first bytes of what is packed, its members one after another; checked, where its end is reached."""
+    from isal import isal_zlib as zlib
+
+    pieces, left = [], most
+    while left > 0 and blob.startswith(_GZIP):
+        unpacker = zlib.decompressobj(31)
+        pieces.append(unpacker.decompress(blob, left))
+        left -= len(pieces[-1])
+        if not unpacker.eof:
+            if left > 0:
+                raise EOFError("compressed data ended before the end-of-stream marker was reached")
+            break
+        blob = unpacker.unused_data
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _header(path: Path, blob: bytes) -> Any:
     import nibabel as nib
     from nibabel.freesurfer.mghformat import MGHImage
 
+    return (MGHImage if _mgh(path) else nib.Nifti2Image if _second(blob) else nib.Nifti1Image).from_bytes(blob)
+
+
+def _first(path: Path, head: bytes) -> Any:
+    """The header alone, without its extensions."""
+    import nibabel as nib
+    from nibabel.freesurfer.mghformat import MGHHeader
+
     if _mgh(path):
-        return MGHImage.from_bytes(blob)
-    second = 540 in (int.from_bytes(blob[:4], "little"), int.from_bytes(blob[:4], "big"))
-    return (nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(blob)
+        return MGHHeader.from_fileobj(io.BytesIO(head))
+    kind = nib.Nifti2Header if _second(head) else nib.Nifti1Header
+    return kind(head[: kind.template_dtype.itemsize], check=False)
+
+
+def _second(blob: bytes) -> bool:
+    return 540 in (int.from_bytes(blob[:4], "little"), int.from_bytes(blob[:4], "big"))
 
 
 def _check_shape(shape: tuple[int, ...], where: str) -> None:

@@ -7,6 +7,7 @@ import locale
 import math
 import subprocess
 import sys
+import tracemalloc
 import zlib
 
 import nibabel as nib
@@ -446,6 +447,37 @@ def test_errors_name_the_file_and_the_cure(tmp_path):
         blob = bytearray(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)).to_bytes())
         blob[280:296] = np.full(4, value, "<f4").tobytes()
         refuses("affine.nii", bytes(blob), match, GeometryError)
+
+
+def test_small_files_that_unpack_to_much(tmp_path):
+    """Only what the header speaks of is unpacked, and a header that speaks of more than can be in the file is found out at once."""
+    image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(image.to_bytes() + bytes(300_000_000), 9))
+    tracemalloc.start()
+    found = read_image(tmp_path / "bomb.nii.gz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found.data[0, 0], image.dataobj) and peak < 20_000_000
+    header = image.header.copy()
+    header.set_data_shape((30000, 30000, 30000))
+    (tmp_path / "promise.nii.gz").write_bytes(gzip.compress(header.binaryblock + bytes(1000)))
+    with pytest.raises(FormatError, match="truncated: its header promises 54000000000000 bytes"):
+        read_image(tmp_path / "promise.nii.gz")
+
+
+def test_members_and_extensions_of_packed_files(tmp_path):
+    """As bgzip and DICOM converters write them: several members; a header that goes on for longer than any other."""
+    image = nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.diag([2.0, 3, 4, 1]))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 200_000))
+    blob = image.to_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(b"".join(gzip.compress(blob[i: i + 70_000]) for i in range(0, len(blob), 70_000)))
+    found = read_image(tmp_path / "a.nii.gz")
+    assert np.array_equal(found.data[0, 0], image.dataobj) and np.allclose(found.grid.affine[0], image.affine)
+    packed = bytearray(gzip.compress(blob))
+    packed[-6] ^= 1  # the sum that is checked
+    (tmp_path / "b.nii.gz").write_bytes(packed)
+    with pytest.raises(FormatError, match="damaged or truncated"):
+        read_image(tmp_path / "b.nii.gz")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp", ".nrrd", ".mha", ".nii", ".nii.gz", ".mgh", ".mgz"])
