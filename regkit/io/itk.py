@@ -42,7 +42,7 @@ def _flip(ndim: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
+def quiet() -> Iterator[Any]:
     """SimpleITK, without ITK's comments on stderr."""
     import SimpleITK as sitk
 
@@ -61,7 +61,7 @@ def read(path: Path, volume: int | None, name: str) -> Image:
     """
     where = f"{name}: {path}"
     suffix = path.suffix.lower()
-    with _quiet() as sitk:
+    with quiet() as sitk:
         try:
             _check_whole(path, suffix)
             image = sitk.ReadImage(str(path))
@@ -73,6 +73,15 @@ def read(path: Path, volume: int | None, name: str) -> Image:
                 hint = "save it as plain grey or colour, without transparency"
             raise FormatError(f"{where} is not a readable {suffix} image: {reason(error)}; {hint}") from error
     return from_sitk(image, volume, where, pixels=suffix in PICTURES)
+
+
+def information(path: Path) -> Any:
+    """SimpleITK's reader with the header of the file at `path`; the voxels stay unread. Raises what SimpleITK raises."""
+    with quiet() as sitk:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        return reader
 
 
 def _check_whole(path: Path, suffix: str) -> None:
@@ -116,11 +125,11 @@ def from_sitk(image: Any, volume: int | None, where: str, *, pixels: bool = Fals
     ndim = min(dims, 3)
     # SimpleITK's arrays have their axes reversed; channels come last.
     data = tensor(np.transpose(array, (ndim, *range(ndim - 1, -1, -1))), where)
-    affine = _affine(image.GetDirection(), image.GetSpacing(), image.GetOrigin(), ndim)
+    affine = affine_of(image.GetDirection(), image.GetSpacing(), image.GetOrigin(), ndim)
     return as_image(data, affine, where, pixels=pixels and ndim == 2)
 
 
-def _affine(direction: Any, spacing: Any, origin: Any, ndim: int) -> Tensor:
+def affine_of(direction: Any, spacing: Any, origin: Any, ndim: int) -> Tensor:
     """(D+1, D+1) float64 index → RAS mm of ITK's geometry, of which the first `ndim` axes count."""
     dims = len(spacing)
     affine = np.eye(ndim + 1)
@@ -135,7 +144,7 @@ def read_dicom(folder: Path, name: str) -> Image:
     Raises FormatError where there is none or several, GeometryError where slices are missing or unevenly spaced.
     """
     where = f"{name}: {folder}"
-    with _quiet() as sitk:
+    with quiet() as sitk:
         try:
             series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
             files = {one: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), one) for one in series}
@@ -195,15 +204,22 @@ def to_sitk(image: Image, *, slices: bool = True) -> Any:
     array = np.ascontiguousarray(data.numpy().transpose(*range(ndim, 0, -1), 0))
     several = len(data) > 1
     made = sitk.GetImageFromArray(array if several else array[..., 0], isVector=several)
+    set_place(made, affine)
+    return made
+
+
+def set_place(image: Any, affine: Tensor) -> None:
+    """Put a SimpleITK image where `affine` (D+1, D+1), index → RAS mm, says. Raises GeometryError for axes so oblique that ITK
+    cannot hold them."""
+    ndim = len(affine) - 1
     geometry = _flip(ndim)[:, None] * affine
     spacing = geometry[:ndim, :ndim].norm(dim=0)
     try:
-        made.SetSpacing(spacing.tolist())
-        made.SetDirection((geometry[:ndim, :ndim] / spacing).flatten().tolist())
-        made.SetOrigin(geometry[:ndim, ndim].tolist())
+        image.SetSpacing(spacing.tolist())
+        image.SetDirection((geometry[:ndim, :ndim] / spacing).flatten().tolist())
+        image.SetOrigin(geometry[:ndim, ndim].tolist())
     except Exception as error:
         raise GeometryError(f"image: ITK cannot hold this affine: {reason(error)}; write .nii.gz") from error
-    return made
 
 
 def _picture(image: Image, suffix: str) -> Image:
@@ -234,7 +250,7 @@ def write(image: Image, path: Path, *, suffix: str) -> None:
     picture = suffix in PICTURES
     if picture:
         image = _picture(image, suffix)
-    with _quiet() as sitk:
+    with quiet() as sitk:
         made = to_sitk(image, slices=not picture)
         try:
             sitk.WriteImage(made, str(path), useCompression=False)

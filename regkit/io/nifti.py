@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import math
 import struct
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,11 +36,10 @@ def read(path: Path, volume: int | None, name: str) -> Image:
     OptionError for 4D data without a `volume` that exists.
     """
     import nibabel as nib
-    from nibabel.imageglobals import LoggingOutputSuppressor
 
     where = f"{name}: {path}"
     try:
-        with LoggingOutputSuppressor():  # nibabel comments on headers on stderr
+        with quiet():
             if path.name.lower().endswith((".hdr", ".img")):
                 return from_nibabel(nib.load(str(path)), volume, where)
             blob = _bytes(path, where)
@@ -49,6 +51,20 @@ def read(path: Path, volume: int | None, name: str) -> Image:
     except Exception as error:  # nibabel, isal and numpy raise a dozen types on damaged bytes; all mean the same here
         raise FormatError(f"{where} is not a readable {'MGH' if _mgh(path) else 'NIfTI'} file: {reason(error)}; "
                           "it may be damaged or truncated") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """nibabel without its comments on headers on stderr; without any handler Python would print them itself."""
+    from nibabel.imageglobals import LoggingOutputSuppressor, logger
+
+    silent = logging.NullHandler()
+    with LoggingOutputSuppressor():
+        logger.addHandler(silent)
+        try:
+            yield
+        finally:
+            logger.removeHandler(silent)
 
 
 def from_nibabel(image: Any, volume: int | None, where: str) -> Image:
@@ -65,7 +81,7 @@ def from_nibabel(image: Any, volume: int | None, where: str) -> Image:
             # A damaged header can promise more voxels than there is memory: compare with the file first.
             file = proxy.file_like
             if isinstance(file, str) and not file.lower().endswith((".gz", ".mgz", ".bz2", ".zst")):
-                _check_size(math.prod(image.shape) * proxy.dtype.itemsize, Path(file).stat().st_size - proxy.offset, where)
+                check_size(math.prod(image.shape) * proxy.dtype.itemsize, Path(file).stat().st_size - proxy.offset, where)
             raw, slope, inter = proxy.get_unscaled(), proxy.slope, proxy.inter
         else:
             raw, slope, inter = np.asanyarray(proxy), 1.0, 0.0
@@ -80,6 +96,14 @@ def _mgh(path: Path) -> bool:
     return path.name.lower().endswith((".mgh", ".mgz", ".mgh.gz"))
 
 
+def unpacked(path: Path) -> bytes:
+    """All of the file's bytes, uncompressed."""
+    from isal import igzip
+
+    blob = path.read_bytes()
+    return igzip.decompress(blob) if blob.startswith(_GZIP) else blob
+
+
 def _bytes(path: Path, where: str) -> bytes:
     """The file's bytes, uncompressed. What is compressed is known by its first bytes: names are often wrong."""
     blob = path.read_bytes()
@@ -92,7 +116,7 @@ def _bytes(path: Path, where: str) -> bytes:
     shape = tuple(map(int, header.get_data_shape()))
     _check_shape(shape, where)
     need = max(0, int(header.get_data_offset())) + math.prod(shape) * header.get_data_dtype().itemsize
-    _check_size(need, _DEFLATE * len(blob), where)
+    check_size(need, _DEFLATE * len(blob), where)
     return _unpacked(blob, need + _HEAD)
 
 
@@ -140,7 +164,7 @@ def _check_shape(shape: tuple[int, ...], where: str) -> None:
         raise FormatError(f"{where}: shape {tuple(map(int, shape))} has an empty axis; expected at least one voxel")
 
 
-def _check_size(need: int, have: int, where: str) -> None:
+def check_size(need: int, have: int, where: str) -> None:
     if have < need:
         raise FormatError(f"{where} is truncated: its header promises {need} bytes of voxels and {max(have, 0)} are there; "
                           "fetch or export the file again")
@@ -153,7 +177,7 @@ def _voxels(image: Any, blob: bytes, where: str) -> np.ndarray:
     _check_shape(shape, where)
     if offset < 0:
         raise ValueError(f"voxels start at byte {offset}")
-    _check_size(math.prod(shape) * dtype.itemsize, len(blob) - offset, where)
+    check_size(math.prod(shape) * dtype.itemsize, len(blob) - offset, where)
     return np.frombuffer(blob, dtype, math.prod(shape), offset).reshape(shape, order="F")
 
 
@@ -202,10 +226,10 @@ def write(image: Image, path: Path, *, suffix: str) -> None:
     data = image.data[0].detach().cpu()
     affine = embed(image.grid, image.slice_affine).numpy()
     blob = _mgh_bytes(data, affine) if suffix.startswith(".mg") else _nifti_bytes(data, affine)
-    path.write_bytes(_gzip(blob) if suffix.endswith(("gz", "mgz")) else blob)
+    path.write_bytes(packed(blob) if suffix.endswith(("gz", "mgz")) else blob)
 
 
-def _gzip(blob: bytes) -> bytes:
+def packed(blob: bytes) -> bytes:
     """One gzip member, its pieces packed side by side: each ends in a full flush, on a byte, and knows nothing of the one before.
 
     Level 1 packs scans nearly as well as higher ones. No time and no name, and pieces of one size: equal images are equal files."""
@@ -249,7 +273,7 @@ def _nifti_bytes(data: Tensor, affine: np.ndarray) -> bytes:
             header.set_intent(_VECTOR_INTENT, ())
     try:
         header.set_data_shape(shape)
-        _set_affine(header, affine, len(data.shape) - 1)
+        set_affine(header, affine)
     except Exception as error:
         raise GeometryError(f"image: shape {shape} does not go into NIfTI-1: {reason(error)}; write .nrrd") from error
     header.set_xyzt_units("mm")
@@ -258,13 +282,13 @@ def _nifti_bytes(data: Tensor, affine: np.ndarray) -> bytes:
     return b"".join([header.binaryblock, bytes(4), voxels.data])
 
 
-def _set_affine(header: Any, affine: np.ndarray, ndim: int) -> None:
+def set_affine(header: Any, affine: np.ndarray, code: int = 1) -> None:
     """sform always; qform too where it can say the same: quaternions know no shear."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     axes = affine[:3, :3] / spacing
-    header.set_sform(affine, code=1)
+    header.set_sform(affine, code=code)
     if np.abs(axes.T @ axes - np.eye(3)).max() < 1e-4:
-        header.set_qform(affine, code=1)
+        header.set_qform(affine, code=code)
     else:
         header["pixdim"][1:4] = spacing
         header.set_qform(None, code=0)

@@ -6,7 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
-from regkit.errors import OptionError, OverlapError
+from regkit.errors import OptionError, OverlapError, RegkitError
 from regkit.image import Image
 from regkit.io import read_image, read_transform, sha256
+from regkit.io.doctor import examine, rank
+from regkit.io.findings import Finding, of_mask
 from regkit.registration.bend import bend
 from regkit.registration.guard import look, overlap
 from regkit.registration.nets import Trained
@@ -91,8 +93,7 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
                "total": time.perf_counter() - began}
     trace = {
         "versions": {name: version(name) for name in ("regkit", "torch", "numpy", "nibabel", "SimpleITK")},
-        "inputs": {name: _describe(source, scans[name]) for name, source in
-                   {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask}.items() if name in scans},
+        "inputs": {name: _describe(name, source, scans) for name, source in given_scans.items()},
         "seed": settings.seed, "model": settings.model, "device": str(device), "threads": settings.threads or torch.get_num_threads(),
         "levels_mm": [round(c[0].mm, 5) for c in canvases] if levels else [],
         "chosen": {"similarity": outcome.similarity, "why": outcome.why},
@@ -171,10 +172,24 @@ def _finish(outcome: Outcome, scene: Scene) -> Matrix:
     return Matrix(torch.cat([world[:, :d], torch.eye(d + 1, dtype=world.dtype, device=world.device)[None, d:]], 1))
 
 
-def _describe(source: Any, image: Image) -> dict[str, Any]:
+def _describe(name: str, source: Any, scans: dict[str, Image]) -> dict[str, Any]:
+    image = scans[name]
     where = image.source if not isinstance(source, (str, Path)) else str(source)
+    found = _examine(name, where, scans) if isinstance(source, (str, Path)) else []
     return {"path": where, "sha256": sha256(where) if where else None, "shape": list(image.grid.shape),
-            "spacing_mm": [round(v, 6) for v in image.grid.spacing[0].tolist()], "orientation": image.grid.orientation}
+            "spacing_mm": [round(v, 6) for v in image.grid.spacing[0].tolist()], "orientation": image.grid.orientation,
+            "findings": [one.as_dict() for one in found]}
+
+
+def _examine(name: str, path: str | None, scans: dict[str, Image]) -> list[Finding]:
+    """What the header doctor says of a file that was read, and of a mask's grid."""
+    if path is None:
+        return []
+    image, found = scans[name], []
+    with suppress(RegkitError):  # it was read, so that a header the doctor cannot make out is no reason to stop
+        found = examine(path, name=name, grid=image.grid)
+    scan = scans[name.removesuffix("_mask")]
+    return sorted(found + (of_mask(image.grid, scan.grid) if scan is not image else []), key=rank)
 
 
 def _device(name: str) -> torch.device:

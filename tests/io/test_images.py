@@ -549,10 +549,10 @@ def test_gzip_in_pieces_is_one_member_for_everybody(size, monkeypatch):
 
     monkeypatch.setattr(nifti, "_PIECE", 1000)
     blob = bytes(k * k % 251 for k in range(size))
-    packed = nifti._gzip(blob)
+    packed = nifti.packed(blob)
     reader = zlib.decompressobj(31)  # one member only, as simple readers have it
     assert reader.decompress(packed) == blob and reader.eof and not reader.unused_data
-    assert gzip.decompress(packed) == blob and nifti._gzip(blob) == packed
+    assert gzip.decompress(packed) == blob and nifti.packed(blob) == packed
 
 
 def test_other_readers_read_a_scan_packed_in_pieces(tmp_path, monkeypatch):
