@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import locale
 import math
 import subprocess
 import sys
@@ -371,7 +370,6 @@ def test_objects_in_memory(tmp_path):
 
 def dicom(folder, heights, series="1.2.3", tilt=0.0):
     folder.mkdir(exist_ok=True)
-    place = locale.setlocale(locale.LC_CTYPE)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     rng = np.random.default_rng(0)
@@ -392,7 +390,6 @@ def dicom(folder, heights, series="1.2.3", tilt=0.0):
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{series}-{len(heights) - n}.dcm"))
         writer.Execute(image)
-    locale.setlocale(locale.LC_CTYPE, place)  # GDCM's writer leaves the whole process in the C locale
 
 
 def test_dicom_series(tmp_path):
