@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from regkit.errors import FormatError, GeometryError, RegkitError
-from regkit.io.images import FORMATS, image_suffix
+from regkit.io.images import FORMATS, present
 from regkit.io.nifti import quiet
 from regkit.io.slices import as_image, reason
 from regkit.space import Grid
@@ -51,16 +51,9 @@ def read_header(path: Path, name: str, grid: Grid | None = None) -> Header:
     """
     where = f"{name}: {path}"
     try:
-        if not path.exists():
-            raise FormatError(f"{where} does not exist; check the path")
-        if path.is_dir():
-            return _of_series(path, name, grid)
-        suffix = image_suffix(path)
+        suffix = present(path, name)
         if suffix is None:
-            raise FormatError(f"{where} has none of the known suffixes {', '.join(FORMATS)}; rename or convert it, or give a folder "
-                              "with one DICOM series")
-        if path.stat().st_size == 0:
-            raise FormatError(f"{where} is empty (0 bytes); fetch or export it again")
+            return _of_series(path, name, grid)
         if FORMATS[suffix][0] == "itk":
             return _by_itk(path, suffix)
         block = _first(header_file(path), 540)
