@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from regkit.io import read_image, read_transform, sha256
 from regkit.io.doctor import examine, rank
 from regkit.io.findings import Finding, of_mask
 from regkit.registration.bend import bend
+from regkit.registration.evidence import gather
 from regkit.registration.guard import look, overlap
 from regkit.registration.nets import Trained
 from regkit.registration.pair import Pair, make_pair
@@ -88,6 +89,11 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
         bent = _bend(scene, outcome, settings, bool(levels), tell) if settings.model in CURVED else None
         transform = transform if bent is None else compose(transform, bent)
         findings = look(pair, transform, outcome.scores)
+        walked = time.perf_counter()
+        usual = levels and asked is None and settings.similarity != "mse"
+        seen = scene if usual else replace(scene, canvases=build(pair, choose_levels(pair)[:2], run=run))
+        evidence = gather(seen, outcome.map)
+        outcome.seconds["verdict"] = time.perf_counter() - walked
     tell("done", 1.0)
     seconds = {"read": read - began, "pyramid": built - read, **({"net": asked_nets - built} if nets else {}), **outcome.seconds,
                "total": time.perf_counter() - began}
@@ -98,7 +104,8 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
         "levels_mm": [round(c[0].mm, 5) for c in canvases] if levels else [],
         "chosen": {"similarity": outcome.similarity, "why": outcome.why},
         "similarity": {"before": findings["similarity_header"], "after": findings["similarity_end"]},
-        "guard": findings, "candidates": outcome.candidates, "notes": [*pair.notes, *notes, *outcome.notes],
+        "guard": findings, "evidence": {name: round(value, 5) for name, value in evidence.items()},
+        "candidates": outcome.candidates, "notes": [*pair.notes, *notes, *outcome.notes],
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }
     return Registration(scans["fixed"], scans["moving"], transform.to("cpu"), settings, trace)

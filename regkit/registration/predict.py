@@ -52,7 +52,8 @@ def said(nets: list[Trained], scene: Scene) -> list[Candidate]:
     d = scene.frame.centre.shape[-1]
     found = []
     for net in nets:
-        map = scene.model.project(predict(net, scene.canvases, scene.frame), torch.zeros(1, d, dtype=torch.float64))
+        map = predict(net, scene.canvases, scene.frame)
+        map = scene.model.project(map, torch.zeros(1, d, dtype=torch.float64, device=map.device))
         found.append(Candidate(map[0], f"net {net.name}", False))
     return found
 
