@@ -46,6 +46,7 @@ def build() -> App:
     from regkit.cli.demo import demo
     from regkit.cli.evaluate import evaluate
     from regkit.cli.register import register
+    from regkit.cli.replay import replay
     from regkit.cli.report import report
     from regkit.cli.train import train
 
@@ -58,7 +59,7 @@ def build() -> App:
         suppress_keyboard_interrupt=False,
         default_parameter=Parameter(negative=(), converter=_convert),
     )
-    for verb in (register, apply, evaluate, report, train, demo):
+    for verb in (register, apply, evaluate, report, replay, train, demo):
         app.command(verb)
     return app
 

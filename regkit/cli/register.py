@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from regkit.registration.result import Registration
 
 EXIT_HOPELESS = 3
+CARRIED = ("labels", "fixed_points", "moving_points")
 POINT_SPACES = ("ras", "lps", "index")
 OWNED = ("moved.nii.gz", "transform.tfm", "transform.json", "displacement.nii.gz", "registration.json", "overlay.png", PAGE,
          "*_moved.nii.gz", "*_in_fixed.csv", "*_in_moving.csv")
@@ -101,8 +102,8 @@ class Job:
                     progress("write", 1.0)
                 if carried := self._carried():
                     result.trace["carried"] = carried
-                result.write(folder)
                 luggage.write(folder, result, self.points_space)
+                result.write(folder)
                 draw(result, folder / "overlay.png")
                 shown = page(result.record(), result.fixed, result.moving, result.transform, luggage.shown())
                 (folder / PAGE).write_text(shown, encoding="utf-8")
@@ -110,8 +111,11 @@ class Job:
 
     def _carried(self) -> dict[str, Any]:
         """The files that are carried along, for the record: `regkit report` reads them again."""
-        files = {name: [str(path) for path in getattr(self, name)] for name in ("labels", "fixed_points", "moving_points")}
-        return {**files, "points_space": self.points_space} if any(files.values()) else {}
+        from regkit.io import sha256
+
+        files = {name: [str(path) for path in getattr(self, name)] for name in CARRIED}
+        hashes = {path: sha256(path) for paths in files.values() for path in paths}
+        return {**files, "points_space": self.points_space, "sha256": hashes} if hashes else {}
 
     def _read(self) -> Luggage:
         from regkit.io import read_image, read_points

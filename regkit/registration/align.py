@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from regkit.image import Image
 from regkit.io import read_image, read_transform, sha256
 from regkit.registration.bend import bend
 from regkit.registration.guard import look, overlap
-from regkit.registration.nets import Trained
+from regkit.registration.machine import machine, versions
+from regkit.registration.nets import SHIPPED, Trained
 from regkit.registration.pair import Pair, make_pair
 from regkit.registration.predict import chosen, said
 from regkit.registration.pyramid import build, choose_levels
@@ -90,9 +90,9 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
     seconds = {"read": read - began, "pyramid": built - read, **({"net": asked_nets - built} if nets else {}), **outcome.seconds,
                "total": time.perf_counter() - began}
     trace = {
-        "versions": {name: version(name) for name in ("regkit", "torch", "numpy", "nibabel", "SimpleITK")},
-        "inputs": {name: _describe(source, scans[name]) for name, source in
-                   {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask}.items() if name in scans},
+        "versions": versions(), "machine": machine(device),
+        "inputs": {name: _describe(source, scans[name]) for name, source in given_scans.items()} | _begins(settings, nets),
+        "nets": {net.name: sha256(net.file) for net in nets if net.file and net.file.parent == SHIPPED},
         "seed": settings.seed, "model": settings.model, "device": str(device), "threads": settings.threads or torch.get_num_threads(),
         "levels_mm": [round(c[0].mm, 5) for c in canvases] if levels else [],
         "chosen": {"similarity": outcome.similarity, "why": outcome.why},
@@ -175,6 +175,15 @@ def _describe(source: Any, image: Image) -> dict[str, Any]:
     where = image.source if not isinstance(source, (str, Path)) else str(source)
     return {"path": where, "sha256": sha256(where) if where else None, "shape": list(image.grid.shape),
             "spacing_mm": [round(v, 6) for v in image.grid.spacing[0].tolist()], "orientation": image.grid.orientation}
+
+
+def _begins(settings: Settings, nets: list[Trained]) -> dict[str, Any]:
+    """The file that says where to begin, if there is one: a transform, or a net that is not shipped."""
+    name = settings.start.removeprefix(NET)
+    if settings.start.startswith(NET):
+        file = nets[0].file
+        return {"start": {"path": name, "sha256": sha256(file)}} if file and file.parent != SHIPPED else {}
+    return {} if name in START_NAMES else {"start": {"path": name, "sha256": sha256(name)}}
 
 
 def _device(name: str) -> torch.device:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regkit.errors import GeometryError
 from regkit.image import Image
-from regkit.io import Points, output_folder, write_field, write_image, write_transform
+from regkit.io import Points, output_folder, sha256, write_field, write_image, write_transform
 from regkit.registration.apply import apply, carry_image
 from regkit.registration.settings import Settings
 from regkit.space import Composite, Matrix, Transform
@@ -108,7 +108,8 @@ class Registration:
 
     def write(self, folder: Path) -> None:
         """Write moved.nii.gz, transform.tfm and registration.json into an existing folder; a map that is not affine as
-        transform.json, exactly, and as displacement.nii.gz, which ITK, ANTs and 3D Slicer read."""
+        transform.json, exactly, and as displacement.nii.gz, which ITK, ANTs and 3D Slicer read. The record holds the SHA-256 of all
+        files there are in the folder by then."""
         moved = self.moved
         began = time.perf_counter()
         write_image(moved, folder / FILES[0])
@@ -116,6 +117,7 @@ class Registration:
         if not self.affine:
             write_field(self.transform, self.fixed.grid, folder / CURVED[1])
         self.trace["seconds"]["write"] = round(time.perf_counter() - began, 4)
+        self.trace["outputs"] = {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()}
         (folder / FILES[2]).write_text(json.dumps(self.record(), indent=1) + "\n")
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:

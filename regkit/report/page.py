@@ -212,13 +212,14 @@ def _details(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]
     for name, item in (record.get("inputs") or {}).items():
         size = "×".join(map(str, item.get("shape") or []))
         spacing = "×".join(f"{s:g}" for s in item.get("spacing_mm") or [])
-        inputs += [(name, str(item.get("path"))), ("", f"{size} voxels of {spacing} mm, {item.get('orientation')}"),
-                   ("", f"SHA-256 {item.get('sha256')}")]
+        scan = [("", f"{size} voxels of {spacing} mm, {item.get('orientation')}")] if size else []  # else where to begin
+        inputs += [(name, str(item.get("path"))), *scan, ("", f"SHA-256 {item.get('sha256')}")]
     guard = [(k, figure(v)) for k, v in (record.get("guard") or {}).items() if isinstance(v, (int, float)) and not isinstance(v, bool)]
     return [("Inputs", inputs), ("What the guard measured", guard),
             ("Settings", [(k, str(v)) for k, v in (record.get("settings") or {}).items()]),
             ("Seconds by stage", [(k, figure(v, "s")) for k, v in (record.get("seconds") or {}).items()]),
-            ("Versions", [(k, str(v)) for k, v in (record.get("versions") or {}).items()])]
+            ("Versions", [(k, str(v)) for k, v in (record.get("versions") or {}).items()]),
+            ("Machine", [(k, str(v)) for k, v in (record.get("machine") or {}).items()])]
 
 
 def _composed(fixed: str, moving: str) -> str:
