@@ -6,7 +6,7 @@ import math
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -163,25 +163,38 @@ def write(image: Image, path: Path, *, suffix: str) -> None:
     """
     data = image.data[0].detach().cpu()
     affine = embed(image.grid, image.slice_affine).numpy()
-    blob = _mgh_bytes(data, affine) if suffix.startswith(".mg") else _nifti_bytes(data, affine)
-    path.write_bytes(_gzip(blob) if suffix.endswith(("gz", "mgz")) else blob)
+    head, voxels = (_mgh_bytes(data, affine), memoryview(b"")) if suffix.startswith(".mg") else _nifti_bytes(data, affine)
+    with path.open("wb") as file:
+        if suffix.endswith(("gz", "mgz")):
+            _gzip(head, voxels, file)
+        else:
+            file.write(head)
+            file.write(voxels)
 
 
-def _gzip(blob: bytes) -> bytes:
+def _gzip(head: bytes, voxels: memoryview, file: BinaryIO) -> None:
     """One gzip member, its pieces packed side by side: each ends in a full flush, on a byte, and knows nothing of the one before.
 
     Level 1 packs scans nearly as well as higher ones. No time and no name, and pieces of one size: equal images are equal files."""
     from isal import isal_zlib as zlib
 
+    size = len(head) + len(voxels)
+
+    def piece(start: int) -> bytes | memoryview:
+        end = min(start + _PIECE, size) - len(head)
+        if start >= len(head):  # where the voxels lie: joined, they would be there twice
+            return voxels[start - len(head): end]
+        return b"".join([head[start: start + _PIECE], voxels[:max(end, 0)]])
+
     def pack(start: int) -> bytes:
         packer = zlib.compressobj(1, zlib.DEFLATED, -15)  # without header and trailer
-        last = start + _PIECE >= len(blob)
-        return packer.compress(memoryview(blob)[start: start + _PIECE]) + packer.flush(zlib.Z_FINISH if last else zlib.Z_FULL_FLUSH)
+        return packer.compress(piece(start)) + packer.flush(zlib.Z_FINISH if start + _PIECE >= size else zlib.Z_FULL_FLUSH)
 
+    file.write(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff")
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        pieces = list(pool.map(pack, range(0, max(1, len(blob)), _PIECE)))
-    trailer = struct.pack("<II", zlib.crc32(blob), len(blob) & 0xFFFFFFFF)
-    return b"".join([b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff", *pieces, trailer])
+        for packed in pool.map(pack, range(0, max(1, size), _PIECE)):
+            file.write(packed)
+    file.write(struct.pack("<II", zlib.crc32(voxels, zlib.crc32(head)), size & 0xFFFFFFFF))
 
 
 def stored(data: Tensor) -> Tensor:
@@ -191,8 +204,8 @@ def stored(data: Tensor) -> Tensor:
     return data.to(torch.float32) if data.is_floating_point() else data
 
 
-def _nifti_bytes(data: Tensor, affine: np.ndarray) -> bytes:
-    """Header, no extensions, voxels (C, *S) with the first axis fastest."""
+def _nifti_bytes(data: Tensor, affine: np.ndarray) -> tuple[bytes, memoryview]:
+    """Header, no extensions; voxels (C, *S) with the first axis fastest."""
     import nibabel as nib
 
     data = stored(data)
@@ -217,7 +230,7 @@ def _nifti_bytes(data: Tensor, affine: np.ndarray) -> bytes:
     header.set_xyzt_units("mm")
     header.set_slope_inter(1, 0)
     header["vox_offset"] = 352
-    return b"".join([header.binaryblock, bytes(4), voxels.data])
+    return header.binaryblock + bytes(4), voxels.reshape(-1).view(np.uint8).data
 
 
 def _set_affine(header: Any, affine: np.ndarray, ndim: int) -> None:

@@ -4,12 +4,13 @@ depends on how a scan is stored."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from regkit.filters import smooth
+from regkit.filters import along, along_first, gaussians
 from regkit.image import Image
 from regkit.registration.pair import Pair
 from regkit.registration.run import Run
@@ -37,11 +38,21 @@ class Smoothed:
     hidden: float | None = None
 
     @staticmethod
-    def of(data: Tensor, weight: Tensor | None, grid: Grid, factors: list[float]) -> Smoothed:
-        """data, weight: (1, 1, *S), weight None if all ones. factors: voxels a step, by axis."""
-        stack = data if weight is None else torch.cat([data * weight, weight], 1)
-        stack, blocks = _blurred(stack, factors)
-        return Smoothed(stack, weight is not None, grid, blocks)
+    def of(data: Tensor, weight: Tensor | None, grid: Grid, factors: list[float], window: tuple[float, float] | None = None) -> Smoothed:
+        """data, weight: (1, 1, *S), of any dtype, weight None if all ones. factors: voxels a step, by axis. window: what becomes 0 and 1
+        first, what lies beyond is clamped."""
+
+        def stack(part: slice) -> Tensor:
+            values = data[:, :, part]
+            if window is not None:
+                values = torch.sub(values, window[0]).div_(window[1] - window[0]).clamp_(0, 1)
+            if weight is None:
+                return values
+            share = weight[:, :, part].to(values)
+            return torch.cat([values * share, share], 1)
+
+        blurred, blocks = _blurred(stack, tuple(data.shape[2:]), factors)
+        return Smoothed(blurred, weight is not None, grid, blocks)
 
     def read(self, target: Grid, world: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Values and weights (1, 1, *target) by normalised convolution; world: (1, D+1, D+1) map of target to scan in mm."""
@@ -63,14 +74,18 @@ class Smoothed:
         return values.reshape(1, 1, *target.shape), seen.reshape(1, 1, *target.shape)
 
 
-def _blurred(data: Tensor, factors: list[float]) -> tuple[Tensor, tuple[int, ...]]:
-    """Data (N, C, *S) smoothed for reading at steps of `factors` voxels an axis, and the blocks of voxels it is kept for.
+def _blurred(read: Callable[[slice], Tensor], shape: tuple[int, ...], factors: list[float]) -> tuple[Tensor, tuple[int, ...]]:
+    """Data (N, C, *S), read by slabs of their first spatial axis, smoothed for reading at steps of `factors` voxels an axis, and the
+    blocks of voxels it is kept for.
 
     By the Gaussian that leaves two voxels of width k the blur one voxel has: σ² = (k² - 1) / (8 ln 2) (Cardoso 2015). The sampler's
     own filter is sharper and has negative lobes: there weights would become negative, and sharp edges draw less from afar. It is
     computed at no more places than the step needs: one in each block of half a step."""
-    blocks = tuple(max(1, min(int(k / 2), n // 2)) for k, n in zip(factors, data.shape[2:], strict=True))
-    return smooth(data, [math.sqrt((k * k - 1) / (8 * math.log(2))) if k > 1.01 else 0.0 for k in factors], blocks), blocks
+    blocks = tuple(max(1, min(int(k / 2), n // 2)) for k, n in zip(factors, shape, strict=True))
+    sigma = [math.sqrt((k * k - 1) / (8 * math.log(2))) if k > 1.01 else 0.0 for k in factors]
+    first, *others = gaussians(shape, sigma, blocks)
+    data = read(slice(None)) if first is None else along_first(read, first)
+    return along(data, [None, *others]), blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +138,7 @@ def without_background(canvas: Canvas) -> Canvas:
 
 def bounds(data: Tensor, weight: Tensor | None) -> tuple[float, float]:
     """The 0.2 and 99.8 percentiles of what counts, or its ends where those are one value."""
-    values = data[weight > 0] if weight is not None else data.flatten()
+    values = data[weight > 0] if weight is not None else data
     values = values.flatten()[:: max(1, values.numel() // 200_000)].sort().values
     low, high = float(values[int(0.002 * (len(values) - 1))]), float(values[int(0.998 * (len(values) - 1))])
     return (low, high) if high > low else (float(data.min()), float(data.max()))
@@ -167,14 +182,14 @@ def build(pair: Pair, levels: tuple[float, ...], *, literal: bool = False, run: 
     def canvases(job: tuple[Image, Tensor | None, float | None, tuple[float, float]]) -> list[Canvas]:
         image, weight, constant, (low, high) = job
         constant = None if constant is None else min(max((constant - low) / (high - low), 0.0), 1.0)
-        data, grid, made = ((image.data - low) / (high - low)).clamp_(0, 1), image.grid, []
+        data, grid, made, window = image.data, image.grid, [], (low, high)
         for mm in sorted(levels):
             target = image.grid.canonical(mm)
-            source = Smoothed.of(data, weight, grid, shrinkage(grid.inverse @ target.affine))
+            source = Smoothed.of(data, weight, grid, shrinkage(grid.inverse @ target.affine), window)
             values, seen = source.read(target)
             made.insert(0, Canvas(values, seen, target, source, constant))
             if mm == min(levels):  # coarser levels are made from the finest: the same scan, less work
-                data, weight, grid = values, seen, target
+                data, weight, grid, window = values, seen, target, None
         return made
 
     return list(zip(*run(canvases, [(*scan, bound) for scan, bound in zip(scans, limits, strict=True)]), strict=True))

@@ -120,7 +120,7 @@ def warp(image: Image, transform: Transform, grid: Grid, *, kernel: str = "linea
     with _one_thread():
         data = prepare(data, kernel)
 
-    out = []
+    out: Tensor | None = None
     step = max(1, _CHUNK // (n * grid.shape[-1] * (16 if kernel == "vote" else 1)))  # a vote looks at many places for each
     count, eye = math.prod(grid.shape[:-1]), torch.eye(grid.ndim + 1, dtype=torch.float64, device=grid.device)[None]
     for low in range(0, count, step):
@@ -137,8 +137,13 @@ def warp(image: Image, transform: Transform, grid: Grid, *, kernel: str = "linea
             values = values.clamp(*limits)
         if not bool(seen.all()):
             values = torch.where(seen[:, None], values, _constant(fill, values))
-        out.append(_restore(values, image.data.dtype, bounded=kernel != "cubic"))
-    return Image(torch.cat(out, -1).reshape(n, -1, *grid.shape), grid)
+        values = _restore(values, image.data.dtype, bounded=kernel != "cubic")
+        if out is None:  # all there will be, so that chunks need not be held and then joined
+            out = values if high == count else values.new_empty(*values.shape[:2], count * grid.shape[-1])
+        if out is not values:
+            out[..., low * grid.shape[-1]: high * grid.shape[-1]] = values
+    assert out is not None
+    return Image(out.reshape(n, -1, *grid.shape), grid)
 
 
 def _way(source: Grid, transform: Transform, target: Grid) -> IndexMap:
