@@ -72,7 +72,7 @@ def _job(record: dict[str, Any], path: Path, settings: Settings) -> tuple[Job, l
 
     Raises FormatError where a file is missing."""
     from regkit.io import sha256
-    from regkit.registration.replay import on_its_device
+    from regkit.registration.replay import as_it_ran
 
     inputs, carried, other = record["inputs"], record.get("carried") or {}, []
 
@@ -92,7 +92,7 @@ def _job(record: dict[str, Any], path: Path, settings: Settings) -> tuple[Job, l
     elif not net and settings.start not in START_NAMES:  # a record that does not know the file's hash
         settings = replace(settings, start=str(known("start", settings.start, None)))
     other += list(_nets(record.get("nets") or {}))
-    settings = on_its_device(settings, record)
+    settings = as_it_ran(settings, record)
     return Job(**scans, output=Path(), settings=settings, **luggage, points_space=carried.get("points_space", "ras")), other
 
 

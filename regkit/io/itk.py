@@ -116,11 +116,11 @@ def from_sitk(image: Any, volume: int | None, where: str, *, pixels: bool = Fals
     ndim = min(dims, 3)
     # SimpleITK's arrays have their axes reversed; channels come last.
     data = tensor(np.transpose(array, (ndim, *range(ndim - 1, -1, -1))), where)
-    affine = _affine(image.GetDirection(), image.GetSpacing(), image.GetOrigin(), ndim)
+    affine = affine_of(image.GetDirection(), image.GetSpacing(), image.GetOrigin(), ndim)
     return as_image(data, affine, where, pixels=pixels and ndim == 2)
 
 
-def _affine(direction: Any, spacing: Any, origin: Any, ndim: int) -> Tensor:
+def affine_of(direction: Any, spacing: Any, origin: Any, ndim: int) -> Tensor:
     """(D+1, D+1) float64 index → RAS mm of ITK's geometry, of which the first `ndim` axes count."""
     dims = len(spacing)
     affine = np.eye(ndim + 1)

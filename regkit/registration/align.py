@@ -16,9 +16,11 @@ import torch
 from regkit.errors import OptionError, OverlapError
 from regkit.image import Image
 from regkit.io import read_image, read_transform, sha256
+from regkit.io.headers import read_header
 from regkit.registration.bend import bend
 from regkit.registration.guard import look, overlap
 from regkit.registration.machine import machine, versions
+from regkit.registration.memory import Plan, plan
 from regkit.registration.nets import SHIPPED, Trained
 from regkit.registration.pair import Pair, make_pair
 from regkit.registration.predict import chosen, said
@@ -42,11 +44,11 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
     fixed, moving and their masks: a path, a nibabel or SimpleITK image, a `regkit.Image`, or (array, affine) with the array
     in nibabel's axis order and the affine index → RAS+ mm. A mask counts where it is not zero, by world position.
     options: the fields of `regkit.Settings`: model, similarity, start, levels, interpolation, fill, volume, seed, threads,
-    device; or one ready `settings`. progress: called with (stage, share done).
+    device, max_memory; or one ready `settings`. progress: called with (stage, share done).
 
     → Registration: `.transform` maps fixed to moving points (RAS+ mm), `.moved` is the moving scan on the fixed grid.
 
-    Raises OptionError (an option is not understood), FormatError (a scan is unreadable, empty or constant), GeometryError
+    Raises OptionError (an option is not understood, or memory will not do), FormatError (a scan is unreadable, empty or constant), GeometryError
     (2D against 3D, a broken affine), OverlapError (nothing in common where asked to begin).
     """
     if settings is not None and options:
@@ -57,6 +59,7 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
     tell("reading", 0.0)
     given_scans = {name: source for name, source in
                    {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask}.items() if source is not None}
+    budget = _budget(given_scans, settings)
     with ThreadPoolExecutor(2) as pool:  # most of it is decompression, which lets other threads work
         images = pool.map(lambda item: read_image(item[1], volume=settings.volume, name=item[0]), given_scans.items())
         scans = dict(zip(given_scans, images, strict=True))
@@ -72,7 +75,7 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
         asked = settings.level_list()
         levels = choose_levels(pair) if asked is None else asked
         canvases = build(pair, levels or _bare(pair, nets), literal=settings.similarity == "mse",
-                         run=run)
+                         run=run, most=None if budget is None else budget.most)
         frame = Frame.of(pair.fixed.grid)
         scene = Scene(canvases, frame, MODELS["affine" if settings.model in CURVED else settings.model], settings.seed, run)
         built = time.perf_counter()
@@ -97,7 +100,10 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
         "levels_mm": [round(c[0].mm, 5) for c in canvases] if levels else [],
         "chosen": {"similarity": outcome.similarity, "why": outcome.why},
         "similarity": {"before": findings["similarity_header"], "after": findings["similarity_end"]},
-        "guard": findings, "candidates": outcome.candidates, "notes": [*pair.notes, *notes, *outcome.notes],
+        "guard": findings, "candidates": outcome.candidates,
+        "notes": [*(budget.notes if budget else ()), *pair.notes, *notes, *outcome.notes],
+        "memory": None if budget is None else
+                  {"predicted": budget.predicted, "limit": budget.limit, "canvas_voxels": budget.most, "lowered": budget.lowered},
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }
     return Registration(scans["fixed"], scans["moving"], transform.to("cpu"), settings, trace)
@@ -107,6 +113,15 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
 align.__signature__ = inspect.signature(align).replace(parameters=[  # type: ignore[attr-defined]
     *(p for p in inspect.signature(align).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD),
     *(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in fields(Settings))])
+
+
+def _budget(sources: dict[str, Any], settings: Settings) -> Plan | None:
+    """What of memory is planned, by the headers; None where they do not tell."""
+    headers = {name: read_header(source) for name, source in sources.items()}
+    fixed, moving = headers["fixed"], headers["moving"]
+    if fixed is None or moving is None or fixed.grid.ndim != moving.grid.ndim:
+        return None
+    return plan(fixed, moving, settings, (headers.get("fixed_mask"), headers.get("moving_mask")))
 
 
 def _given(pair: Pair, settings: Settings) -> tuple[Matrix | None, list[str]]:

@@ -19,7 +19,7 @@ from regkit.similarity import Similarity
 from regkit.space import Grid
 
 _COARSE = 20  # voxels across the smaller scan at the coarsest level: 10 mm for a human head
-_MOST = {2: 600_000, 3: 2_500_000}  # voxels of a canvas
+MOST = {2: 600_000, 3: 2_500_000}  # voxels of a canvas
 _LARGE = 1_000_000  # voxels of a canvas from which on features are kept only as long as they are needed
 SAME = 0.01  # of a scan's range of intensities: what differs from the background by less is background
 
@@ -151,29 +151,38 @@ def extent(grid: Grid) -> float:
 
 
 def choose_levels(pair: Pair) -> tuple[float, ...]:
+    """Working resolutions in mm, see `levels_of`."""
+    return levels_of(pair.fixed.grid, pair.moving.grid)
+
+
+def levels_of(fixed: Grid, moving: Grid) -> tuple[float, ...]:
     """Working resolutions in mm: about 20 voxels across the smaller scan, halved as far as the scans resolve and time allows."""
-    coarse = min(extent(pair.fixed.grid), extent(pair.moving.grid)) / _COARSE
-    finest_voxel = max(float(pair.fixed.grid.spacing.min()), float(pair.moving.grid.spacing.min()))
+    coarse = min(extent(fixed), extent(moving)) / _COARSE
+    finest_voxel = max(float(fixed.spacing.min()), float(moving.spacing.min()))
     levels = [max(coarse, finest_voxel)]
-    while len(levels) < (3 if pair.ndim == 3 else 5) and levels[-1] / 2 > 0.6 * finest_voxel:
+    while len(levels) < (3 if fixed.ndim == 3 else 5) and levels[-1] / 2 > 0.6 * finest_voxel:
         levels.append(levels[-1] / 2)
     return tuple(levels)
 
 
-def _fitting(grid: Grid, mm: float) -> float:
-    """`mm`, or the finest size at which the canvas of this grid stays within bounds."""
+def fitting(grid: Grid, mm: float, most: int) -> float:
+    """`mm`, or the finest size at which the canvas of this grid has at most so many voxels."""
     corners = grid.corners()[0]
     volume = float((corners.amax(0) - corners.amin(0)).prod())
-    return max(mm, (volume / _MOST[grid.ndim]) ** (1 / grid.ndim))
+    return max(mm, (volume / most) ** (1 / grid.ndim))
 
 
-def build(pair: Pair, levels: tuple[float, ...], *, literal: bool = False, run: Run = map) -> list[tuple[Canvas, Canvas]]:
+def build(pair: Pair, levels: tuple[float, ...], *, literal: bool = False, run: Run = map,
+          most: int | None = None) -> list[tuple[Canvas, Canvas]]:
     """(fixed, moving) canvases for each level, coarse to fine; a level too fine for memory is made coarser in both scans.
-    The scans are independent jobs for `run`.
+    The scans are independent jobs for `run`. most: voxels of a canvas, where memory allows fewer than MOST; levels that become one by
+    it are one.
 
     Intensities are made robust: what `bounds` gives becomes 0 … 1 and what lies beyond is clamped, by each scan's own
     bounds or, `literal`, by common ones, for measures that compare intensities as they are."""
-    levels = tuple(max(_fitting(pair.fixed.grid, mm), _fitting(pair.moving.grid, mm)) for mm in levels)
+    bound = MOST[pair.ndim] if most is None else most
+    levels = tuple(max(fitting(scan.grid, mm, bound) for scan in (pair.fixed, pair.moving)) for mm in levels)
+    levels = levels if bound == MOST[pair.ndim] else tuple(dict.fromkeys(levels))
     scans = ((pair.fixed, pair.fixed_weight, pair.fixed_background), (pair.moving, pair.moving_weight, pair.moving_background))
     limits = [bounds(image.data, weight) for image, weight, _ in scans]
     if literal:

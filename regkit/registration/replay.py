@@ -90,10 +90,13 @@ def settings_of(record: Mapping[str, Any]) -> Settings:
         raise FormatError(f"record: a setting has the wrong type: {error}; name a record as regkit register wrote it") from error
 
 
-def on_its_device(settings: Settings, record: Mapping[str, Any]) -> Settings:
-    """Settings that compute on the device of the record, if this machine has it."""
+def as_it_ran(settings: Settings, record: Mapping[str, Any]) -> Settings:
+    """Settings that compute on the device of the record, if this machine has it, and as finely: how much memory there is now is no matter
+    of the result."""
     device = str(record.get("device") or settings.device).partition(":")[0]
-    return replace(settings, device="auto" if device == "cuda" and not torch.cuda.is_available() else device)
+    memory = record.get("memory") or {}
+    return replace(settings, device="auto" if device == "cuda" and not torch.cuda.is_available() else device,
+                   max_memory=str(memory["limit"]) if memory.get("lowered") else "0")
 
 
 def compare(record: Mapping[str, Any], folder: Path, result: Registration, again: Path) -> Comparison:

@@ -13,7 +13,7 @@ from regkit.errors import RegkitError
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--output", "-o", "--model", "--similarity", "--start", "--fixed-mask", "--moving-mask", "--labels", "--fixed-points",
          "--moving-points", "--points-space", "--interpolation", "--fill", "--levels", "--volume", "--seed", "--threads",
-         "--device", "--overwrite", "--quiet", "--json"]
+         "--device", "--max-memory", "--overwrite", "--quiet", "--json"]
 APPLY_FLAGS = ["--transform", "-t", "--inverse", "--like", "--output", "-o", "--interpolation", "--fill", "--points-space",
                "--volume", "--overwrite", "--quiet"]
 REPLAY_FLAGS = ["--output", "-o", "--changed", "--overwrite", "--quiet", "--json"]

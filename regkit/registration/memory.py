@@ -1,0 +1,142 @@
+"""How much memory a registration will take, from the headers alone; and what becomes of one that would take too much.
+
+What is large is counted: the voxels as they are held, and what reading, smoothing, resampling, writing and drawing add to them, each of
+which may be the peak. What is not counted, the interpreter with its libraries and what comparing canvases takes, was measured.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from regkit.errors import OptionError
+from regkit.io.headers import Header
+from regkit.registration.pyramid import MOST, fitting, levels_of
+from regkit.registration.settings import Settings
+
+BASE = 250_000_000  # bytes: interpreter, torch and the other libraries
+WALK = 60_000_000  # comparing, whatever the scans; and again drawing
+CANVAS = {2: (200.0, 300.0), 3: (730.0, 1000.0)}  # for each voxel of the larger scan's finest canvas: on one thread, on several
+BENT = 150.0  # more, where the affine map is bent
+LEFT = 0.25  # of what comparing took, which the system has not got back when the result is drawn
+SLAB = 2.0  # times a slab of 90 planes as float32: smoothed for the canvases
+MARGIN = 1.25  # by which a prediction may be wrong
+LEAST = {2: 10_000, 3: 40_000}  # voxels of a canvas below which it is not made coarser
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a registration will take in bytes, and what it may; most: voxels of a canvas; notes: what was done about it."""
+
+    predicted: int
+    limit: int | None
+    most: int
+    notes: tuple[str, ...] = ()
+    lowered: bool = False
+
+
+def predicted(fixed: Header, moving: Header, settings: Settings, masks: tuple[Header | None, ...] = (), most: int | None = None) -> int:
+    """Peak of `regkit register` in bytes. most: voxels of a canvas, see `pyramid.MOST`."""
+    scans, d = (fixed, moving), fixed.grid.ndim
+    given = [mask for mask in masks if mask is not None]
+    held = sum(scan.held + (0 if scan.narrow else scan.voxels * 4 * (scan.channels > 1 or scan.itemsize > 4)) for scan in scans)
+    held += sum(2 * mask.voxels if mask.narrow else mask.held + mask.voxels for mask in given)
+    levels = settings.level_list()
+    levels = levels or levels_of(fixed.grid, moving.grid)[: None if levels is None else 1]  # () is looked at on the coarsest
+    bound = MOST[d] if most is None else most
+    mm = max(fitting(fixed.grid, min(levels), bound), fitting(moving.grid, min(levels), bound))
+    canvas = max(math.prod(scan.grid.canonical(mm).shape) for scan in scans)
+    out = fixed.voxels * moving.channels * moving.itemsize
+    float_moving = 0 if moving.itemsize == 4 else 4 * moving.voxels * moving.channels
+    shown = sum(0 if scan.channels == 1 and scan.itemsize == 4 else 4 * scan.voxels for scan in scans)
+    field = 0 if settings.model not in ("projective", "tps") else 8 * d * fixed.voxels
+    several = (settings.threads or torch.get_num_threads()) > 1
+    walk = WALK + int((CANVAS[d][several] + BENT * (settings.model == "tps")) * canvas)
+    stages = {
+        "read": sum(scan.reading for scan in (*scans, *given)),
+        "pyramid": sum(_smoothing(scan, mm, bool(given)) for scan in scans),
+        "walk": walk,
+        "resample": out + float_moving + (3 * 4 * moving.voxels if settings.interpolation == "cubic" else 0),
+        "write": out + max(2 * out, field),
+        "draw": out + shown + WALK + int(LEFT * walk),
+    }
+    return BASE + held + max(stages.values())
+
+
+def _smoothing(scan: Header, mm: float, masked: bool) -> int:
+    """Bytes that a scan's smoothing takes: a slab of it as float32, and what is left of it after the first axis."""
+    shape, step = scan.grid.shape, mm / float(scan.grid.spacing[0, 0])
+    planes = min(shape[0], 90) if shape[0] >= 128 else shape[0]
+    plane = 4 * math.prod(shape[1:]) * (2 if masked else 1)
+    return int(SLAB * planes * plane + 1.3 * plane * shape[0] / max(1, int(step / 2)))
+
+
+def plan(fixed: Header, moving: Header, settings: Settings, masks: tuple[Header | None, ...] = ()) -> Plan:
+    """What to do so that a registration fits: nothing, coarser canvases, or, where these do not suffice, refuse.
+
+    Raises OptionError with the number of bytes it needs: where a limit was given, above it; else where it is surely more than there is."""
+    asked, most = settings.memory_limit(), MOST[fixed.grid.ndim]
+    limit = available() if asked is None else asked
+    full = predicted(fixed, moving, settings, masks)
+    if not limit or full <= limit:
+        return Plan(full, limit or None, most)
+    for bound in _coarser(most, LEAST[fixed.grid.ndim]):
+        need = predicted(fixed, moving, settings, masks, bound)
+        if need <= limit:
+            return Plan(need, limit, bound, (f"memory: at full resolution it would take about {size(full)}, and {size(limit)} are there; "
+                                             f"canvases have at most {bound:,} voxels, with which it takes about {size(need)}",), True)
+    if asked is None and need <= MARGIN * limit:
+        return Plan(full, limit, most, (f"memory: it may take about {size(full)}, and {size(limit)} are there",))
+    raise OptionError(f"max-memory: this pair takes about {size(full)}, at the coarsest resolution {size(need)}, and {size(limit)} are "
+                      f"{'there' if asked is None else 'allowed'}; give --max-memory {math.ceil(need / 1e8) / 10:.1f}G where there is as "
+                      "much, or scans of fewer voxels (cropped, or resampled)")
+
+
+def _coarser(most: int, least: int) -> list[int]:
+    """Ever fewer voxels, a quarter less each time."""
+    found = [most]
+    while found[-1] * 0.75 > least:
+        found.append(int(found[-1] * 0.75))
+    return [*found[1:], least]
+
+
+def size(count: float) -> str:
+    """Bytes in words: 10⁹ are 1 GB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def available() -> int:
+    """Bytes that this process may still take, with what an interpreter has already taken of them; 0 where nobody can tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return min(free, *_cgroups()) + min(BASE, pages * os.sysconf("SC_PAGE_SIZE"))
+    except (OSError, StopIteration, ValueError):
+        return 0
+
+
+def _cgroups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """What the process's control groups leave, of version 2 and 1: every one above it counts too."""
+    left = []
+    for line in own.read_text(encoding="ascii").splitlines():
+        _, kinds, name = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        folder = (root / "memory" if kinds else root) / name.lstrip("/")
+        limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
+        for place in (folder, *folder.parents):
+            if not place.is_relative_to(root):
+                break
+            try:
+                most, taken = (place / limit).read_text(encoding="ascii").strip(), int((place / used).read_text(encoding="ascii"))
+                cache = dict(pair.split() for pair in (place / "memory.stat").read_text(encoding="ascii").splitlines())
+            except (OSError, ValueError):
+                continue
+            if most.isdigit():  # else "max"
+                left.append(max(0, int(most) - taken + int(cache.get("inactive_file", 0))))
+    return left
