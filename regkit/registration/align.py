@@ -48,8 +48,8 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
 
     → Registration: `.transform` maps fixed to moving points (RAS+ mm), `.moved` is the moving scan on the fixed grid.
 
-    Raises OptionError (an option is not understood, or memory will not do), FormatError (a scan is unreadable, empty or constant), GeometryError
-    (2D against 3D, a broken affine), OverlapError (nothing in common where asked to begin).
+    Raises OptionError (an option is not understood, or memory will not do), FormatError (a scan is unreadable, empty or constant),
+    GeometryError (2D against 3D, a broken affine), OverlapError (nothing in common where asked to begin).
     """
     if settings is not None and options:
         raise OptionError(f"settings: given together with {', '.join(options)}; give one or the other")

@@ -20,10 +20,13 @@ from regkit.registration.settings import Settings
 
 BASE = 250_000_000  # bytes: interpreter, torch and the other libraries
 WALK = 60_000_000  # comparing, whatever the scans; and again drawing
-CANVAS = {2: (200.0, 300.0), 3: (730.0, 1000.0)}  # for each voxel of the larger scan's finest canvas: on one thread, on several
+CANVAS = {"mind": (730.0, 1000.0), "ngf": (205.0, 370.0), "": (100.0, 150.0)}  # for each voxel of the finest canvas, by measure, on one
+# thread and on several; auto may choose mind, the dearest. In 2D a third: MIND has 4 channels and not 12
+WIDER = 0.1  # of a voxel, that one counts which only the larger scan's canvas has: scans are compared where both are
 BENT = 150.0  # more, where the affine map is bent
 LEFT = 0.25  # of what comparing took, which the system has not got back when the result is drawn
-SLAB = 2.0  # times a slab of 90 planes as float32: smoothed for the canvases
+SLAB = 90  # planes that are smoothed at a time
+FILTER = 40  # bytes for each pair of voxels along an edge: the matrix that smooths along it, while it is made
 MARGIN = 1.25  # by which a prediction may be wrong
 LEAST = {2: 10_000, 3: 40_000}  # voxels of a canvas below which it is not made coarser
 
@@ -49,30 +52,41 @@ def predicted(fixed: Header, moving: Header, settings: Settings, masks: tuple[He
     levels = levels or levels_of(fixed.grid, moving.grid)[: None if levels is None else 1]  # () is looked at on the coarsest
     bound = MOST[d] if most is None else most
     mm = max(fitting(fixed.grid, min(levels), bound), fitting(moving.grid, min(levels), bound))
-    canvas = max(math.prod(scan.grid.canonical(mm).shape) for scan in scans)
+    canvas, wider = sorted(math.prod(scan.grid.canonical(mm).shape) for scan in scans)
+    canvas += WIDER * (wider - canvas)
     out = fixed.voxels * moving.channels * moving.itemsize
     float_moving = 0 if moving.itemsize == 4 else 4 * moving.voxels * moving.channels
     shown = sum(0 if scan.channels == 1 and scan.itemsize == 4 else 4 * scan.voxels for scan in scans)
     field = 0 if settings.model not in ("projective", "tps") else 8 * d * fixed.voxels
+    kind = "mind" if settings.similarity == "auto" else settings.similarity if settings.similarity in CANVAS else ""
+    share = 1.0 if d == 3 else 1 / 3
     several = (settings.threads or torch.get_num_threads()) > 1
-    walk = WALK + int((CANVAS[d][several] + BENT * (settings.model == "tps")) * canvas)
+    walk = WALK + int((share * CANVAS[kind][several] + BENT * (settings.model == "tps")) * canvas)
+    filters = sum(FILTER * max(scan.grid.shape) ** 2 // max(_blocks(scan, mm)) for scan in scans)
     stages = {
         "read": sum(scan.reading for scan in (*scans, *given)),
-        "pyramid": sum(_smoothing(scan, mm, bool(given)) for scan in scans),
+        "pyramid": filters + sum(_smoothing(scan, mm, bool(given)) for scan in scans),
         "walk": walk,
         "resample": out + float_moving + (3 * 4 * moving.voxels if settings.interpolation == "cubic" else 0),
         "write": out + max(2 * out, field),
-        "draw": out + shown + WALK + int(LEFT * walk),
+        "draw": out + shown + filters + WALK + int(LEFT * walk),
     }
     return BASE + held + max(stages.values())
 
 
+def _blocks(scan: Header, mm: float) -> list[int]:
+    """Of how many voxels along each axis one is kept, see `pyramid.Smoothed`."""
+    return [max(1, min(int(mm / step / 2), n // 2)) for n, step in zip(scan.grid.shape, scan.grid.spacing[0].tolist(), strict=True)]
+
+
 def _smoothing(scan: Header, mm: float, masked: bool) -> int:
-    """Bytes that a scan's smoothing takes: a slab of it as float32, and what is left of it after the first axis."""
-    shape, step = scan.grid.shape, mm / float(scan.grid.spacing[0, 0])
-    planes = min(shape[0], 90) if shape[0] >= 128 else shape[0]
-    plane = 4 * math.prod(shape[1:]) * (2 if masked else 1)
-    return int(SLAB * planes * plane + 1.3 * plane * shape[0] / max(1, int(step / 2)))
+    """Bytes that a scan's smoothing takes: a slab of it as float32 and twice what the first axis leaves, in parts and joined; or that
+    and what the second leaves, with copies."""
+    shape, blocks = scan.grid.shape, _blocks(scan, mm)
+    count = 4 * scan.voxels * (2 if masked else 1)
+    first = count / blocks[0]
+    planes = SLAB if shape[0] >= 128 else shape[0]  # shorter ones go in one piece
+    return int(max(count * min(planes, shape[0]) / shape[0] + 2 * first, first + 3.6 * first / blocks[1]))
 
 
 def plan(fixed: Header, moving: Header, settings: Settings, masks: tuple[Header | None, ...] = ()) -> Plan:
