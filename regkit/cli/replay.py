@@ -82,9 +82,10 @@ def _job(record: dict[str, Any], path: Path, settings: Settings) -> tuple[Job, l
             other.append(f"{name}: {place} has changed since the registration")
         return place
 
-    scans = {name: known(name, inputs[name].get("path"), inputs[name].get("sha256")) for name in _SCANS if name in inputs}
-    luggage = {name: tuple(known(name.replace("_", "-"), file, (carried.get("sha256") or {}).get(file)) for file in carried.get(name) or [])
-               for name in CARRIED}
+    scans: dict[str, Any] = {name: known(name, inputs[name].get("path"), inputs[name].get("sha256")) for name in _SCANS if name in inputs}
+    hashes = carried.get("sha256") or {}
+    luggage: dict[str, Any] = {name: tuple(known(name.replace("_", "-"), file, hashes.get(file)) for file in carried.get(name) or [])
+                               for name in CARRIED}
     net = settings.start.startswith(NET)
     if "start" in inputs:
         place = known("start", inputs["start"].get("path"), inputs["start"].get("sha256"), weights=net)
