@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from regkit.io import Points, read_image, read_points, read_transform, write_image, write_points, write_transform
     from regkit.registration.align import align
     from regkit.registration.apply import apply
+    from regkit.registration.doctor import Diagnosis, doctor
     from regkit.registration.result import Registration
     from regkit.registration.settings import Settings
     from regkit.space import Grid, Matrix
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Diagnosis",
     "Evaluation",
     "FormatError",
     "GeometryError",
@@ -46,6 +48,7 @@ __all__ = [
     "TrainSettings",
     "align",
     "apply",
+    "doctor",
     "evaluate",
     "read_image",
     "read_points",
@@ -60,6 +63,7 @@ _HOME = {
     "align": "regkit.registration.align",
     "apply": "regkit.registration.apply",
     **dict.fromkeys(("Evaluation", "evaluate"), "regkit.evaluation"),
+    **dict.fromkeys(("Diagnosis", "doctor"), "regkit.registration.doctor"),
     "Registration": "regkit.registration.result",
     "Settings": "regkit.registration.settings",
     "SpatialTransformer": "regkit.stn",

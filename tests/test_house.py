@@ -27,9 +27,9 @@ HEAVY = {"monai", "matplotlib"}  # nowhere on the way of `regkit register`
 ON_THE_WAY = {*(name for name, storey in STOREYS.items() if storey <= STOREYS["registration"]), "io", "cli"}
 
 PUBLIC = [
-    "Evaluation", "FormatError", "GeometryError", "Grid", "Image", "Matrix", "OptionError", "OutputError", "OverlapError", "Points",
-    "Registration", "RegkitError", "Settings", "SpatialTransformer", "TrainSettings", "align", "apply", "evaluate", "read_image",
-    "read_points", "read_transform", "train", "write_image", "write_points", "write_transform",
+    "Diagnosis", "Evaluation", "FormatError", "GeometryError", "Grid", "Image", "Matrix", "OptionError", "OutputError", "OverlapError",
+    "Points", "Registration", "RegkitError", "Settings", "SpatialTransformer", "TrainSettings", "align", "apply", "doctor", "evaluate",
+    "read_image", "read_points", "read_transform", "train", "write_image", "write_points", "write_transform",
 ]
 
 

@@ -51,15 +51,16 @@ def changed(image: regkit.Image, variant: str) -> regkit.Image:
 
 
 def laid(image: regkit.Image, turn: Tensor) -> regkit.Image:
-    """The scan with its header turned about its middle; turn: (4, 4) in mm."""
+    """The scan with its header turned about its middle; turn: (1, D+1, D+1) in mm."""
     return replace(image, grid=Grid(image.grid.shape, turn @ image.grid.affine))
 
 
 def about(rotation: Tensor, centre: Tensor) -> Tensor:
-    """(1, 4, 4): a rotation (1, 3, 3) about a centre (1, 3)."""
-    found = torch.eye(4, dtype=torch.float64)[None].clone()
-    found[:, :3, :3] = rotation
-    found[:, :3, 3] = centre - (rotation @ centre[..., None])[..., 0]
+    """(1, D+1, D+1): a rotation (1, D, D) about a centre (1, D)."""
+    d = centre.shape[1]
+    found = torch.eye(d + 1, dtype=torch.float64)[None].clone()
+    found[:, :d, :d] = rotation
+    found[:, :d, d] = centre - (rotation @ centre[..., None])[..., 0]
     return found
 
 
@@ -69,13 +70,13 @@ def _centres(path: Path) -> dict[int, tuple[Tensor, float]]:
     data = image.data[0, 0].long()
     where, label = data.nonzero().double(), data[data > 0]
     count = torch.zeros(int(label.max()) + 1, dtype=torch.float64).index_add_(0, label, torch.ones(len(label), dtype=torch.float64))
-    total = torch.zeros(len(count), 3, dtype=torch.float64).index_add_(0, label, where)
+    total = torch.zeros(len(count), image.ndim, dtype=torch.float64).index_add_(0, label, where)
     world = image.grid.to_world((total / count[:, None].clamp_min(1))[None])[0]
     return {i: (world[i], float(count[i])) for i in range(1, len(count)) if count[i] > 30}
 
 
 def truth(pair: dict, folder: Path) -> tuple[Tensor, Tensor]:
-    """The affine map (1, 4, 4) of fixed to moving, and the middle (1, 3) of what tells it."""
+    """The affine map (1, D+1, D+1) of fixed to moving, and the middle (1, D) of what tells it."""
     if "fixed_points" in pair:
         p, q = (regkit.read_points(folder / pair[f"{name}_points"]).world[None] for name in ("fixed", "moving"))
         return MODELS["affine"].fit(p, q), p.mean(1)
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--groups", default="brain", help="what the pairs' group begins with")
     parser.add_argument("--without", default="", help="groups that are left out, those the net has seen for example")
+    parser.add_argument("--ndim", type=int, default=3)
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--starts", default="net", help="net, or other starts to measure beside it")
     parser.add_argument("--refined", action="store_true")
@@ -103,14 +105,14 @@ def main() -> None:
     given.output.mkdir(parents=True, exist_ok=True)
     generator, rows = torch.Generator().manual_seed(given.seed), []
     for pair in json.loads(given.pairs.read_text(encoding="utf-8")):
-        if not pair["group"].startswith(given.groups) or pair["group"] in given.without.split(",") or pair.get("ndim", 3) != 3:
+        if not pair["group"].startswith(given.groups) or pair["group"] in given.without.split(",") or pair.get("ndim", 3) != given.ndim:
             continue
         exact, middle = truth(pair, given.pairs.parent)
         fixed = scan(given.pairs.parent / pair["fixed"])
         for variant in given.variants.split(","):
             moving = changed(scan(given.pairs.parent / pair["moving"]), variant)
             for turn in range(given.turns):
-                rotations = turned(2, 3, math.pi, generator)
+                rotations = turned(2, given.ndim, math.pi, generator)
                 a, b = (about(r[None], image.grid.centre) for r, image in zip(rotations, (fixed, moving), strict=True))
                 for start in given.starts.split(","):
                     for levels in ("0", "auto") if given.refined else ("0",):
@@ -119,7 +121,7 @@ def main() -> None:
                                              levels=levels, threads=given.threads)
                         seconds = time.perf_counter() - began
                         map = torch.linalg.inv(b) @ found.transform.matrix @ a
-                        off = (map - exact)[:, :3] @ torch.cat([middle, torch.ones(1, 1, dtype=torch.float64)], 1)[..., None]
+                        off = (map - exact)[:, :-1] @ torch.cat([middle, torch.ones(1, 1, dtype=torch.float64)], 1)[..., None]
                         rows.append({"id": pair["id"], "group": pair["group"], "variant": variant, "turn": turn,
                                      "start": start + (", refined" if levels == "auto" else ""), "rotation": angle(map, exact),
                                      "centre": float(off.norm()), "seconds": seconds})

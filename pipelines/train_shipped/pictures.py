@@ -20,7 +20,7 @@ GROWING = 4000  # steps until all pictures are hard
 UPRIGHT = 0.3  # share of pictures turned by no more than 20°: what a second look at a scan sees
 EASY = Looks(scanned=0.8, cut_out=1.0, bright_air=0.0, inverted=0.0, bias=0.2, noise=0.03, blurred=0.0, framed=0.0,
              cropped=0.0, lesions=0.0)
-HARD = Looks()
+HARD = Looks(cut_out=0.35)  # heads are harder than stripped brains
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Kind:
 
 
 KINDS = {
-    "head-3d": Kind(3, 40, 6.0, sources.SCALE, 32, 32, Poses(math.pi, 0.17, 0.12, 0.04), Poses(math.radians(20), 0.06, 0.08, 0.03)),
-    "slice-2d": Kind(2, 64, None, sources.SCALE, 24, 32, Poses(math.pi, 0.17, 0.22, 0.06), Poses(math.radians(20), 0.08, 0.15, 0.04)),
+    "head-3d": Kind(3, 40, 6.0, sources.SCALE, 32, 32, Poses(math.pi, 0.12, 0.12, 0.04), Poses(math.radians(20), 0.06, 0.08, 0.03)),
+    "slice-2d": Kind(2, 64, None, sources.SCALE, 24, 32, Poses(math.pi, 0.12, 0.22, 0.06), Poses(math.radians(20), 0.08, 0.15, 0.04)),
 }
 
 

@@ -37,6 +37,11 @@ class Console:
         """A complaint that goes with an exit code other than 0, said even with --quiet."""
         print(f"regkit: {_one_line(text)}", file=sys.stderr, flush=True)
 
+    def remark(self, text: str) -> None:
+        """Something worth knowing that changes no exit code, beside the progress."""
+        if not self.quiet:
+            print(f"regkit: {_one_line(text)}", file=sys.stderr, flush=True)
+
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:
         """A callback `(stage, share)`, share in [0, 1]: a bar on a terminal, else one line a stage; None with --quiet."""

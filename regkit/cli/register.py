@@ -60,6 +60,8 @@ def register(
     job = Job(fixed, moving, output, settings, fixed_mask, moving_mask, tuple(labels or ()),
               tuple(fixed_points or ()), tuple(moving_points or ()), points_space, overwrite)
     result = job.run(console)
+    for line in remarks(result):
+        console.remark(line)
     console.record(dump(result.record()))
     for line in summary(result, output):
         console.say(line)
@@ -233,6 +235,12 @@ def summary(result: Registration, folder: Path) -> list[str]:
     lines += [f"note        {note}" for note in record.get("notes", [])]
     lines += [f"finding     {finding}" for finding in result.findings]
     return [*lines, f"written to  {folder}", f"picture     {folder / 'overlay.png'}", f"report      {folder / PAGE}"]
+
+
+def remarks(result: Registration) -> list[str]:
+    """What the header doctor finds doubtful or wrong about the files, a line each."""
+    return [f"{name}: {one['severity']}: {one['what']}; regkit {one['does']} (see regkit doctor {item['path']})"
+            for name, item in result.trace["inputs"].items() for one in item.get("findings", []) if one["severity"] != "note"]
 
 
 def hopeless_sentence(result: Registration) -> str:

@@ -31,6 +31,21 @@ def image_suffix(path: str | Path) -> str | None:
     return max((s for s in FORMATS if name.endswith(s) and name != s), key=len, default=None)
 
 
+def present(path: Path, name: str) -> str | None:
+    """The known suffix of a file that is there and not empty; None for a folder. Raises FormatError."""
+    if not path.exists():
+        raise FormatError(f"{name}: {path} does not exist; check the path")
+    if path.is_dir():
+        return None
+    suffix = image_suffix(path)
+    if suffix is None:
+        raise FormatError(f"{name}: {path} has none of the known suffixes {', '.join(FORMATS)}; "
+                          "rename or convert it, or give a folder with one DICOM series")
+    if path.stat().st_size == 0:
+        raise FormatError(f"{name}: {path} is empty (0 bytes); fetch or export it again")
+    return suffix
+
+
 def read_image(source: Any, *, volume: int | None = None, name: str = "image") -> Image:
     """An image from whatever holds one, RAS+ mm, voxels (1, C, *S).
 
@@ -67,16 +82,9 @@ def _read_path(path: Path, volume: int | None, name: str) -> Image:
     from regkit.io import itk, nifti
 
     try:
-        if not path.exists():
-            raise FormatError(f"{name}: {path} does not exist; check the path")
-        if path.is_dir():
-            return replace(itk.read_dicom(path, name), source=str(path))
-        suffix = image_suffix(path)
+        suffix = present(path, name)
         if suffix is None:
-            raise FormatError(f"{name}: {path} has none of the known suffixes {', '.join(FORMATS)}; "
-                              "rename or convert it, or give a folder with one DICOM series")
-        if path.stat().st_size == 0:
-            raise FormatError(f"{name}: {path} is empty (0 bytes); fetch or export it again")
+            return replace(itk.read_dicom(path, name), source=str(path))
         return replace({"nifti": nifti, "itk": itk}[FORMATS[suffix][0]].read(path, volume, name), source=str(path))
     except RegkitError:
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def _flip(ndim: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
+def quiet() -> Iterator[Any]:
     """SimpleITK, without ITK's comments on stderr."""
     import SimpleITK as sitk
 
@@ -61,7 +62,7 @@ def read(path: Path, volume: int | None, name: str) -> Image:
     """
     where = f"{name}: {path}"
     suffix = path.suffix.lower()
-    with _quiet() as sitk:
+    with quiet() as sitk:
         try:
             _check_whole(path, suffix)
             image = sitk.ReadImage(str(path))
@@ -73,6 +74,23 @@ def read(path: Path, volume: int | None, name: str) -> Image:
                 hint = "save it as plain grey or colour, without transparency"
             raise FormatError(f"{where} is not a readable {suffix} image: {reason(error)}; {hint}") from error
     return from_sitk(image, volume, where, pixels=suffix in PICTURES)
+
+
+def information(path: Path) -> Any:
+    """SimpleITK's reader with the header of the file at `path`; the voxels stay unread. Raises what SimpleITK raises."""
+    with quiet() as sitk:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        return reader
+
+
+def stored_as(reader: Any) -> np.dtype | None:
+    """The type of a voxel's values, by a reader that has read a header; None for one that it does not know."""
+    import SimpleITK as sitk
+
+    found = re.search(r"(\d+)-bit (signed|unsigned|float)", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+    return None if found is None else np.dtype(f"{'iuf'[('signed', 'unsigned', 'float').index(found[2])]}{int(found[1]) // 8}")
 
 
 def _check_whole(path: Path, suffix: str) -> None:
@@ -129,16 +147,22 @@ def affine_of(direction: Any, spacing: Any, origin: Any, ndim: int) -> Tensor:
     return _flip(ndim)[:, None] * torch.from_numpy(affine)
 
 
+def series(folder: Path) -> dict[str, tuple[str, ...]]:
+    """The DICOM series in `folder`, each with its files in order of position. Raises what SimpleITK raises."""
+    with quiet() as sitk:
+        names = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+        return {one: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), one) for one in names}
+
+
 def read_dicom(folder: Path, name: str) -> Image:
     """The one DICOM series in `folder`, slices sorted by position, RAS mm; a tilted gantry gives a sheared grid.
 
     Raises FormatError where there is none or several, GeometryError where slices are missing or unevenly spaced.
     """
     where = f"{name}: {folder}"
-    with _quiet() as sitk:
+    with quiet() as sitk:
         try:
-            series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-            files = {one: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), one) for one in series}
+            files = series(folder)
         except Exception as error:
             raise FormatError(f"{where}: the folder cannot be read as DICOM: {reason(error)}") from error
         if not files:
@@ -195,15 +219,22 @@ def to_sitk(image: Image, *, slices: bool = True) -> Any:
     array = np.ascontiguousarray(data.numpy().transpose(*range(ndim, 0, -1), 0))
     several = len(data) > 1
     made = sitk.GetImageFromArray(array if several else array[..., 0], isVector=several)
+    set_place(made, affine)
+    return made
+
+
+def set_place(image: Any, affine: Tensor) -> None:
+    """Put a SimpleITK image where `affine` (D+1, D+1), index → RAS mm, says. Raises GeometryError for axes so oblique that ITK
+    cannot hold them."""
+    ndim = len(affine) - 1
     geometry = _flip(ndim)[:, None] * affine
     spacing = geometry[:ndim, :ndim].norm(dim=0)
     try:
-        made.SetSpacing(spacing.tolist())
-        made.SetDirection((geometry[:ndim, :ndim] / spacing).flatten().tolist())
-        made.SetOrigin(geometry[:ndim, ndim].tolist())
+        image.SetSpacing(spacing.tolist())
+        image.SetDirection((geometry[:ndim, :ndim] / spacing).flatten().tolist())
+        image.SetOrigin(geometry[:ndim, ndim].tolist())
     except Exception as error:
         raise GeometryError(f"image: ITK cannot hold this affine: {reason(error)}; write .nii.gz") from error
-    return made
 
 
 def _picture(image: Image, suffix: str) -> Image:
@@ -234,7 +265,7 @@ def write(image: Image, path: Path, *, suffix: str) -> None:
     picture = suffix in PICTURES
     if picture:
         image = _picture(image, suffix)
-    with _quiet() as sitk:
+    with quiet() as sitk:
         made = to_sitk(image, slices=not picture)
         try:
             sitk.WriteImage(made, str(path), useCompression=False)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import math
-import struct
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +16,11 @@ from torch import Tensor
 
 from regkit.errors import FormatError, GeometryError, OptionError, RegkitError
 from regkit.image import Image
+from regkit.io.packing import GZIP, pack, unpack
 from regkit.io.slices import as_image, embed, reason, tensor
 
-_GZIP = b"\x1f\x8b"
-_PIECE = 1 << 24  # bytes packed at a time
+_HEAD = 1 << 16  # bytes that hold any header
+_DEFLATE = 1032  # times that packing can make bytes fewer, at most
 _VECTOR_INTENT = 1007
 _COLOUR = {3: np.dtype([(c, "u1") for c in "RGB"]), 4: np.dtype([(c, "u1") for c in "RGBA"])}
 _MGH_TYPES = {"uint8": "uint8", "int8": "int16", "int16": "int16", "uint16": "int32", "int32": "int32", "float32": "float32"}
@@ -30,14 +33,13 @@ def read(path: Path, volume: int | None, name: str) -> Image:
     OptionError for 4D data without a `volume` that exists.
     """
     import nibabel as nib
-    from nibabel.imageglobals import LoggingOutputSuppressor
 
     where = f"{name}: {path}"
     try:
-        with LoggingOutputSuppressor():  # nibabel comments on headers on stderr
+        with quiet():
             if path.name.lower().endswith((".hdr", ".img")):
                 return from_nibabel(nib.load(str(path)), volume, where)
-            blob = _bytes(path)
+            blob = _bytes(path, where)
             image = _header(path, blob)
             raw = _voxels(image, blob, where)
             return _image(raw, image.dataobj.slope, image.dataobj.inter, image.affine, volume, where)
@@ -46,6 +48,20 @@ def read(path: Path, volume: int | None, name: str) -> Image:
     except Exception as error:  # nibabel, isal and numpy raise a dozen types on damaged bytes; all mean the same here
         raise FormatError(f"{where} is not a readable {'MGH' if _mgh(path) else 'NIfTI'} file: {reason(error)}; "
                           "it may be damaged or truncated") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """nibabel without its comments on headers on stderr; without any handler Python would print them itself."""
+    from nibabel.imageglobals import LoggingOutputSuppressor, logger
+
+    silent = logging.NullHandler()
+    with LoggingOutputSuppressor():
+        logger.addHandler(silent)
+        try:
+            yield
+        finally:
+            logger.removeHandler(silent)
 
 
 def from_nibabel(image: Any, volume: int | None, where: str) -> Image:
@@ -62,7 +78,7 @@ def from_nibabel(image: Any, volume: int | None, where: str) -> Image:
             # A damaged header can promise more voxels than there is memory: compare with the file first.
             file = proxy.file_like
             if isinstance(file, str) and not file.lower().endswith((".gz", ".mgz", ".bz2", ".zst")):
-                _check_size(math.prod(image.shape) * proxy.dtype.itemsize, Path(file).stat().st_size - proxy.offset, where)
+                check_size(math.prod(image.shape) * proxy.dtype.itemsize, Path(file).stat().st_size - proxy.offset, where)
             raw, slope, inter = proxy.get_unscaled(), proxy.slope, proxy.inter
         else:
             raw, slope, inter = np.asanyarray(proxy), 1.0, 0.0
@@ -77,24 +93,51 @@ def _mgh(path: Path) -> bool:
     return path.name.lower().endswith((".mgh", ".mgz", ".mgh.gz"))
 
 
-def _bytes(path: Path) -> bytes:
-    """The file's bytes, uncompressed. What is compressed is known by its first bytes: names are often wrong."""
+def unpacked(path: Path) -> bytes:
+    """All of the file's bytes, uncompressed."""
     from isal import igzip
 
     blob = path.read_bytes()
+    return igzip.decompress(blob) if blob.startswith(GZIP) else blob
+
+
+def _bytes(path: Path, where: str) -> bytes:
+    """The file's bytes, uncompressed. What is compressed is known by its first bytes: names are often wrong."""
+    blob = path.read_bytes()
     if not blob:
         raise EOFError("the file is empty")
-    return igzip.decompress(blob) if blob.startswith(_GZIP) else blob
+    if not blob.startswith(GZIP):
+        return blob
+    # a small file may unpack to more than there is memory: the header says how much is worth it
+    header = _first(path, unpack(blob, _HEAD))
+    shape = tuple(map(int, header.get_data_shape()))
+    _check_shape(shape, where)
+    need = max(0, int(header.get_data_offset())) + math.prod(shape) * header.get_data_dtype().itemsize
+    check_size(need, _DEFLATE * len(blob), where)
+    return unpack(blob, need + _HEAD)
 
 
 def _header(path: Path, blob: bytes) -> Any:
     import nibabel as nib
     from nibabel.freesurfer.mghformat import MGHImage
 
+    return (MGHImage if _mgh(path) else nib.Nifti2Image if second(blob) else nib.Nifti1Image).from_bytes(blob)
+
+
+def _first(path: Path, head: bytes) -> Any:
+    """The header alone, without its extensions."""
+    import nibabel as nib
+    from nibabel.freesurfer.mghformat import MGHHeader
+
     if _mgh(path):
-        return MGHImage.from_bytes(blob)
-    second = 540 in (int.from_bytes(blob[:4], "little"), int.from_bytes(blob[:4], "big"))
-    return (nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(blob)
+        return MGHHeader.from_fileobj(io.BytesIO(head))
+    kind = nib.Nifti2Header if second(head) else nib.Nifti1Header
+    return kind(head[: kind.template_dtype.itemsize], check=False)
+
+
+def second(blob: bytes) -> bool:
+    """Whether the first bytes are NIfTI-2's."""
+    return 540 in (int.from_bytes(blob[:4], "little"), int.from_bytes(blob[:4], "big"))
 
 
 def _check_shape(shape: tuple[int, ...], where: str) -> None:
@@ -102,7 +145,7 @@ def _check_shape(shape: tuple[int, ...], where: str) -> None:
         raise FormatError(f"{where}: shape {tuple(map(int, shape))} has an empty axis; expected at least one voxel")
 
 
-def _check_size(need: int, have: int, where: str) -> None:
+def check_size(need: int, have: int, where: str) -> None:
     if have < need:
         raise FormatError(f"{where} is truncated: its header promises {need} bytes of voxels and {max(have, 0)} are there; "
                           "fetch or export the file again")
@@ -115,7 +158,7 @@ def _voxels(image: Any, blob: bytes, where: str) -> np.ndarray:
     _check_shape(shape, where)
     if offset < 0:
         raise ValueError(f"voxels start at byte {offset}")
-    _check_size(math.prod(shape) * dtype.itemsize, len(blob) - offset, where)
+    check_size(math.prod(shape) * dtype.itemsize, len(blob) - offset, where)
     return np.frombuffer(blob, dtype, math.prod(shape), offset).reshape(shape, order="F")
 
 
@@ -166,35 +209,10 @@ def write(image: Image, path: Path, *, suffix: str) -> None:
     head, voxels = (_mgh_bytes(data, affine), memoryview(b"")) if suffix.startswith(".mg") else _nifti_bytes(data, affine)
     with path.open("wb") as file:
         if suffix.endswith(("gz", "mgz")):
-            _gzip(head, voxels, file)
+            pack(head, voxels, file)
         else:
             file.write(head)
             file.write(voxels)
-
-
-def _gzip(head: bytes, voxels: memoryview, file: BinaryIO) -> None:
-    """One gzip member, its pieces packed side by side: each ends in a full flush, on a byte, and knows nothing of the one before.
-
-    Level 1 packs scans nearly as well as higher ones. No time and no name, and pieces of one size: equal images are equal files."""
-    from isal import isal_zlib as zlib
-
-    size = len(head) + len(voxels)
-
-    def piece(start: int) -> bytes | memoryview:
-        end = min(start + _PIECE, size) - len(head)
-        if start >= len(head):  # where the voxels lie: joined, they would be there twice
-            return voxels[start - len(head): end]
-        return b"".join([head[start: start + _PIECE], voxels[:max(end, 0)]])
-
-    def pack(start: int) -> bytes:
-        packer = zlib.compressobj(1, zlib.DEFLATED, -15)  # without header and trailer
-        return packer.compress(piece(start)) + packer.flush(zlib.Z_FINISH if start + _PIECE >= size else zlib.Z_FULL_FLUSH)
-
-    file.write(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff")
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for packed in pool.map(pack, range(0, max(1, size), _PIECE)):
-            file.write(packed)
-    file.write(struct.pack("<II", zlib.crc32(voxels, zlib.crc32(head)), size & 0xFFFFFFFF))
 
 
 def stored(data: Tensor) -> Tensor:
@@ -224,7 +242,7 @@ def _nifti_bytes(data: Tensor, affine: np.ndarray) -> tuple[bytes, memoryview]:
             header.set_intent(_VECTOR_INTENT, ())
     try:
         header.set_data_shape(shape)
-        _set_affine(header, affine, len(data.shape) - 1)
+        set_affine(header, affine)
     except Exception as error:
         raise GeometryError(f"image: shape {shape} does not go into NIfTI-1: {reason(error)}; write .nrrd") from error
     header.set_xyzt_units("mm")
@@ -233,13 +251,13 @@ def _nifti_bytes(data: Tensor, affine: np.ndarray) -> tuple[bytes, memoryview]:
     return header.binaryblock + bytes(4), voxels.reshape(-1).view(np.uint8).data
 
 
-def _set_affine(header: Any, affine: np.ndarray, ndim: int) -> None:
+def set_affine(header: Any, affine: np.ndarray, code: int = 1) -> None:
     """sform always; qform too where it can say the same: quaternions know no shear."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     axes = affine[:3, :3] / spacing
-    header.set_sform(affine, code=1)
+    header.set_sform(affine, code=code)
     if np.abs(axes.T @ axes - np.eye(3)).max() < 1e-4:
-        header.set_qform(affine, code=1)
+        header.set_qform(affine, code=code)
     else:
         header["pixdim"][1:4] = spacing
         header.set_qform(None, code=0)

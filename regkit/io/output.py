@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from regkit.errors import FormatError, OutputError
+from regkit.io.exchange import exchange
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "the file system is read-only"}
 _HELD: set[str] = set()  # locks of this process: a lock with our process number that is not here is a dead run's
@@ -178,9 +179,13 @@ def _check_folder(path: Path, overwrite: bool, owned: Callable[[str], bool]) -> 
 
 
 def _swap(stage: Path, path: Path) -> None:
-    """Rename `stage` onto `path`; what is there goes aside first and comes back if the renaming fails."""
+    """Rename `stage` onto `path`. What is there changes places with it; where the system cannot do that it goes aside first, and comes
+    back if the renaming fails."""
     if not path.exists() or not any(path.iterdir()):
         os.rename(stage, path)
+        return
+    if exchange(stage, path):
+        shutil.rmtree(stage, ignore_errors=True)
         return
     aside = path.parent / f".{path.name}.regkit-old-{secrets.token_hex(4)}"
     os.rename(path, aside)

@@ -72,11 +72,11 @@ def basis(affine: Tensor) -> Tensor:
     """
     axes = affine[:3, :2]
     if not bool(torch.isfinite(affine[:3, (0, 1, 3)]).all()):
-        raise GeometryError("affine: holds NaN or infinity; repair the header of this file")
+        raise GeometryError("affine: holds NaN or infinity; repair the header of this file, see regkit doctor")
     normal = torch.linalg.cross(axes[:, 0], axes[:, 1])
     if not float(normal.norm()) > 1e-6 * float(axes.norm(dim=0).prod()):
         raise GeometryError(f"affine: singular, the slice's axes coincide or have no length {axes.T.tolist()}; "
-                            "repair the header of this file")
+                            "repair the header of this file, see regkit doctor")
     normal = normal / normal.norm()
     # Near a tie of two axes rounding must not decide: z is dropped rather than y, y rather than x.
     tilt = normal.abs() + torch.tensor([0.0, 1e-4, 2e-4], dtype=normal.dtype)

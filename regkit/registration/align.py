@@ -6,21 +6,22 @@ import inspect
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from regkit.errors import OptionError, OverlapError
+from regkit.errors import OptionError, OverlapError, RegkitError
 from regkit.image import Image
 from regkit.io import read_image, read_transform, sha256
-from regkit.io.headers import read_header
+from regkit.io.doctor import examine, rank
+from regkit.io.findings import Finding, of_mask
 from regkit.registration.bend import bend
 from regkit.registration.guard import look, overlap
 from regkit.registration.machine import machine, versions
-from regkit.registration.memory import Plan, plan
+from regkit.registration.memory import budgeted
 from regkit.registration.nets import SHIPPED, Trained
 from regkit.registration.pair import Pair, make_pair
 from regkit.registration.predict import chosen, said
@@ -59,7 +60,7 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
     tell("reading", 0.0)
     given_scans = {name: source for name, source in
                    {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask}.items() if source is not None}
-    budget = _budget(given_scans, settings)
+    budget = budgeted(given_scans, settings)
     with ThreadPoolExecutor(2) as pool:  # most of it is decompression, which lets other threads work
         images = pool.map(lambda item: read_image(item[1], volume=settings.volume, name=item[0]), given_scans.items())
         scans = dict(zip(given_scans, images, strict=True))
@@ -94,7 +95,7 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
                "total": time.perf_counter() - began}
     trace = {
         "versions": versions(), "machine": machine(device),
-        "inputs": {name: _describe(source, scans[name]) for name, source in given_scans.items()} | _begins(settings, nets),
+        "inputs": {name: _describe(name, source, scans) for name, source in given_scans.items()} | _begins(settings, nets),
         "nets": {net.name: sha256(net.file) for net in nets if net.file and net.file.parent == SHIPPED},
         "seed": settings.seed, "model": settings.model, "device": str(device), "threads": settings.threads or torch.get_num_threads(),
         "levels_mm": [round(c[0].mm, 5) for c in canvases] if levels else [],
@@ -113,15 +114,6 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
 align.__signature__ = inspect.signature(align).replace(parameters=[  # type: ignore[attr-defined]
     *(p for p in inspect.signature(align).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD),
     *(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in fields(Settings))])
-
-
-def _budget(sources: dict[str, Any], settings: Settings) -> Plan | None:
-    """What of memory is planned, by the headers; None where they do not tell."""
-    headers = {name: read_header(source) for name, source in sources.items()}
-    fixed, moving = headers["fixed"], headers["moving"]
-    if fixed is None or moving is None or fixed.grid.ndim != moving.grid.ndim:
-        return None
-    return plan(fixed, moving, settings, (headers.get("fixed_mask"), headers.get("moving_mask")))
 
 
 def _given(pair: Pair, settings: Settings) -> tuple[Matrix | None, list[str]]:
@@ -186,10 +178,24 @@ def _finish(outcome: Outcome, scene: Scene) -> Matrix:
     return Matrix(torch.cat([world[:, :d], torch.eye(d + 1, dtype=world.dtype, device=world.device)[None, d:]], 1))
 
 
-def _describe(source: Any, image: Image) -> dict[str, Any]:
+def _describe(name: str, source: Any, scans: dict[str, Image]) -> dict[str, Any]:
+    image = scans[name]
     where = image.source if not isinstance(source, (str, Path)) else str(source)
+    found = _examine(name, where, scans) if isinstance(source, (str, Path)) else []
     return {"path": where, "sha256": sha256(where) if where else None, "shape": list(image.grid.shape),
-            "spacing_mm": [round(v, 6) for v in image.grid.spacing[0].tolist()], "orientation": image.grid.orientation}
+            "spacing_mm": [round(v, 6) for v in image.grid.spacing[0].tolist()], "orientation": image.grid.orientation,
+            "findings": [one.as_dict() for one in found]}
+
+
+def _examine(name: str, path: str | None, scans: dict[str, Image]) -> list[Finding]:
+    """What the header doctor says of a file that was read, and of a mask's grid."""
+    if path is None:
+        return []
+    image, found = scans[name], []
+    with suppress(RegkitError):  # it was read, so that a header the doctor cannot make out is no reason to stop
+        found = examine(path, name=name, grid=image.grid)
+    scan = scans[name.removesuffix("_mask")]
+    return sorted(found + (of_mask(image.grid, scan.grid) if scan is not image else []), key=rank)
 
 
 def _begins(settings: Settings, nets: list[Trained]) -> dict[str, Any]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from regkit.errors import OptionError
-from regkit.io.headers import Header
+from regkit.io.footprint import Footprint, footprint
 from regkit.registration.pyramid import MOST, fitting, levels_of
 from regkit.registration.settings import Settings
 
@@ -42,7 +44,8 @@ class Plan:
     lowered: bool = False
 
 
-def predicted(fixed: Header, moving: Header, settings: Settings, masks: tuple[Header | None, ...] = (), most: int | None = None) -> int:
+def predicted(fixed: Footprint, moving: Footprint, settings: Settings, masks: tuple[Footprint | None, ...] = (),
+              most: int | None = None) -> int:
     """Peak of `regkit register` in bytes. most: voxels of a canvas, see `pyramid.MOST`."""
     scans, d = (fixed, moving), fixed.grid.ndim
     given = [mask for mask in masks if mask is not None]
@@ -74,12 +77,12 @@ def predicted(fixed: Header, moving: Header, settings: Settings, masks: tuple[He
     return BASE + held + max(stages.values())
 
 
-def _blocks(scan: Header, mm: float) -> list[int]:
+def _blocks(scan: Footprint, mm: float) -> list[int]:
     """Of how many voxels along each axis one is kept, see `pyramid.Smoothed`."""
     return [max(1, min(int(mm / step / 2), n // 2)) for n, step in zip(scan.grid.shape, scan.grid.spacing[0].tolist(), strict=True)]
 
 
-def _smoothing(scan: Header, mm: float, masked: bool) -> int:
+def _smoothing(scan: Footprint, mm: float, masked: bool) -> int:
     """Bytes that a scan's smoothing takes: a slab of it as float32 and twice what the first axis leaves, in parts and joined; or that
     and what the second leaves, with copies."""
     shape, blocks = scan.grid.shape, _blocks(scan, mm)
@@ -89,7 +92,18 @@ def _smoothing(scan: Header, mm: float, masked: bool) -> int:
     return int(max(count * min(planes, shape[0]) / shape[0] + 2 * first, first + 3.6 * first / blocks[1]))
 
 
-def plan(fixed: Header, moving: Header, settings: Settings, masks: tuple[Header | None, ...] = ()) -> Plan:
+def budgeted(sources: Mapping[str, Any], settings: Settings) -> Plan | None:
+    """The plan for what is called fixed, moving, fixed_mask and moving_mask, by the headers; None where they do not tell.
+
+    Raises as `plan` does."""
+    found = {name: footprint(source) for name, source in sources.items() if source is not None}
+    fixed, moving = found["fixed"], found["moving"]
+    if fixed is None or moving is None or fixed.grid.ndim != moving.grid.ndim:
+        return None
+    return plan(fixed, moving, settings, (found.get("fixed_mask"), found.get("moving_mask")))
+
+
+def plan(fixed: Footprint, moving: Footprint, settings: Settings, masks: tuple[Footprint | None, ...] = ()) -> Plan:
     """What to do so that a registration fits: nothing, coarser canvases, or, where these do not suffice, refuse.
 
     Raises OptionError with the number of bytes it needs: where a limit was given, above it; else where it is surely more than there is."""

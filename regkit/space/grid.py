@@ -66,12 +66,12 @@ class Grid:
         if min(shape) < 1:
             raise GeometryError(f"grid: shape {shape} has an empty axis")
         if not bool(torch.isfinite(affine).all()):
-            raise GeometryError("affine: holds NaN or infinity; repair the header of this file")
+            raise GeometryError("affine: holds NaN or infinity; repair the header of this file, see regkit doctor")
         spacing = affine[:, :d, :d].norm(dim=1)
         volume = torch.linalg.det(affine[:, :d, :d]).abs()
         if not bool(((volume > 1e-6 * spacing.prod(-1)) & (volume > 0)).all()):
             raise GeometryError(f"affine: singular, two voxel axes coincide or one has no length {affine[0].tolist()}; "
-                                "repair the header of this file")
+                                "repair the header of this file, see regkit doctor")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "affine", affine)
 

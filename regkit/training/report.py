@@ -118,5 +118,5 @@ def card(info: dict[str, Any], table: dict[str, dict[str, float]]) -> str:
         lines.append(f"| {name} | " + " | ".join(f"{row[key]:.3g}" if key in row else "" for key in columns) + " |")
     lines += ["", "## Limits", "",
               "Nothing is known of other anatomies, contrasts or fields of view than those of the scans above. A net's answer is a "
-              "start: `regkit register --start net:FOLDER` refines it and says how far it can be trusted.", ""]
+              "start: `regkit register --start net:FOLDER` refines it and looks at what comes of it.", ""]
     return "\n".join(lines)

@@ -80,7 +80,7 @@ def train(scans: str | Path, output: str | Path, settings: TrainSettings | None 
     frames: list[np.ndarray] = []
 
     def look(average: nn.Module, step: int) -> Row:
-        frames.append(_seen(average, looked[FILMED]))
+        frames.append(_seen(average, looked[min(FILMED, len(looked) - 1)]))
         save_array(folder / KEPT, np.stack(frames))
         return measure(of_net(average), looked, drawer, settings.similarity)
 

@@ -17,6 +17,7 @@ FLAGS = ["--output", "-o", "--model", "--similarity", "--start", "--fixed-mask",
 APPLY_FLAGS = ["--transform", "-t", "--inverse", "--like", "--output", "-o", "--interpolation", "--fill", "--points-space",
                "--volume", "--overwrite", "--quiet"]
 REPLAY_FLAGS = ["--output", "-o", "--changed", "--overwrite", "--quiet", "--json"]
+DOCTOR_FLAGS = ["--mask", "--fixed", "--fix", "--units", "--straighten", "--volume", "--overwrite", "--quiet", "--json"]
 REPORT_FLAGS = ["--output", "-o", "--overwrite", "--quiet"]
 
 
@@ -26,7 +27,7 @@ def wide(monkeypatch):
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["--version"], ["register", "--help"], ["apply", "--help"], ["report", "--help"],
-                                  ["replay", "--help"], ["demo", "--help"],
+                                  ["demo", "--help"], ["doctor", "--help"], ["replay", "--help"],
                                   ["register", "a.nii", "b.nii", "-o", "out", "--modle", "rigid"]])
 def test_help_and_mistakes_load_no_torch(argv):
     heavy = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "PIL", "monai", "matplotlib")
@@ -48,14 +49,13 @@ def test_module_and_script_are_the_same_door():
 def test_help_names_the_verbs(capsys):
     assert run(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(verb in text for verb in ("register", "apply", "report", "replay", "demo"))
+    assert all(verb in text for verb in ("register", "apply", "report", "replay", "doctor", "demo"))
     assert run([]) == 0
     assert capsys.readouterr().out == text
 
 
 @pytest.mark.parametrize(("verb", "flags"), [("register", FLAGS), ("apply", APPLY_FLAGS), ("report", REPORT_FLAGS),
-                                             ("replay", REPLAY_FLAGS),
-                                             ("demo", ["--output", "-o"])])
+                                             ("replay", REPLAY_FLAGS), ("doctor", DOCTOR_FLAGS), ("demo", ["--output", "-o"])])
 def test_help_has_every_flag(verb, flags, capsys):
     assert run([verb, "--help"]) == 0
     words = capsys.readouterr().out.replace("│", " ").split()

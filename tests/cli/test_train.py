@@ -102,20 +102,23 @@ def test_what_is_done_is_told(trained):
 
 @pytest.mark.parametrize("levels", ["0", "auto"])
 def test_a_registration_begins_with_the_net(levels, trained):
-    """Bare, and refined. The net has hardly learnt: from the usual pose it says little, and refinement does the rest."""
-    place, _, ndim, _, _ = trained
+    """Bare, and refined. The net has hardly learnt: a regression then says little, and refinement does the rest; points that are found
+    anywhere may say anything, which is written all the same."""
+    place, kind, ndim, _, _ = trained
     fixed, moving = (str(place / "scans" / f"p{k}.nii.gz") for k in (0, 1))
     out = place / f"out{levels}"
     code = run(["register", fixed, moving, "-o", str(out), "--start", f"net:{place / 'run'}", "--levels", levels, "--quiet"])
     record = json.loads((out / "registration.json").read_text())
-    assert code == 0, record["findings"]
+    assert code == 0 or (kind == "keypoints" and code == 3), record["findings"]
     assert record["settings"]["start"] == f"net:{place / 'run'}"
     assert bool(record["levels_mm"]) == (levels == "auto")
     origins = {one["origin"] for one in record["candidates"]}
     assert f"net {place / 'run'}" in origins or levels == "0"
     matrix = regkit.read_transform(out / "transform.tfm", ndim=ndim).matrix
-    assert abs(np.linalg.det(matrix[0, :ndim, :ndim]) - 1) < 0.5
-    if levels == "auto":
+    assert bool(matrix.isfinite().all())
+    if kind == "regression":
+        assert abs(np.linalg.det(matrix[0, :ndim, :ndim]) - 1) < 0.5
+    if kind == "regression" and levels == "auto":
         assert record["similarity"]["after"] > record["similarity"]["before"]
 
 

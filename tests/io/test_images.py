@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gzip
 import io
-import locale
 import math
 import subprocess
 import sys
+import tracemalloc
 import zlib
 
 import nibabel as nib
@@ -18,7 +18,7 @@ import torch
 
 from regkit.errors import FormatError, GeometryError, OptionError, OutputError, RegkitError
 from regkit.image import Image
-from regkit.io import read_image, write_image
+from regkit.io import packing, read_image, write_image
 from regkit.io.slices import basis
 from regkit.space import Grid
 
@@ -371,7 +371,6 @@ def test_objects_in_memory(tmp_path):
 
 def dicom(folder, heights, series="1.2.3", tilt=0.0):
     folder.mkdir(exist_ok=True)
-    place = locale.setlocale(locale.LC_CTYPE)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     rng = np.random.default_rng(0)
@@ -392,7 +391,6 @@ def dicom(folder, heights, series="1.2.3", tilt=0.0):
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{series}-{len(heights) - n}.dcm"))
         writer.Execute(image)
-    locale.setlocale(locale.LC_CTYPE, place)  # GDCM's writer leaves the whole process in the C locale
 
 
 def test_dicom_series(tmp_path):
@@ -447,6 +445,37 @@ def test_errors_name_the_file_and_the_cure(tmp_path):
         blob = bytearray(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)).to_bytes())
         blob[280:296] = np.full(4, value, "<f4").tobytes()
         refuses("affine.nii", bytes(blob), match, GeometryError)
+
+
+def test_small_files_that_unpack_to_much(tmp_path):
+    """Only what the header speaks of is unpacked, and a header that speaks of more than can be in the file is found out at once."""
+    image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(image.to_bytes() + bytes(300_000_000), 9))
+    tracemalloc.start()
+    found = read_image(tmp_path / "bomb.nii.gz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found.data[0, 0], image.dataobj) and peak < 20_000_000
+    header = image.header.copy()
+    header.set_data_shape((30000, 30000, 30000))
+    (tmp_path / "promise.nii.gz").write_bytes(gzip.compress(header.binaryblock + bytes(1000)))
+    with pytest.raises(FormatError, match="truncated: its header promises 54000000000000 bytes"):
+        read_image(tmp_path / "promise.nii.gz")
+
+
+def test_members_and_extensions_of_packed_files(tmp_path):
+    """As bgzip and DICOM converters write them: several members; a header that goes on for longer than any other."""
+    image = nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.diag([2.0, 3, 4, 1]))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 200_000))
+    blob = image.to_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(b"".join(gzip.compress(blob[i: i + 70_000]) for i in range(0, len(blob), 70_000)))
+    found = read_image(tmp_path / "a.nii.gz")
+    assert np.array_equal(found.data[0, 0], image.dataobj) and np.allclose(found.grid.affine[0], image.affine)
+    packed = bytearray(gzip.compress(blob))
+    packed[-6] ^= 1  # the sum that is checked
+    (tmp_path / "b.nii.gz").write_bytes(packed)
+    with pytest.raises(FormatError, match="damaged or truncated"):
+        read_image(tmp_path / "b.nii.gz")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp", ".nrrd", ".mha", ".nii", ".nii.gz", ".mgh", ".mgz"])
@@ -514,15 +543,12 @@ def test_nifti_path_imports_no_simpleitk(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 3500])
 def test_gzip_in_pieces_is_one_member_for_everybody(size, monkeypatch):
-    from regkit.io import nifti
-
-    monkeypatch.setattr(nifti, "_PIECE", 1000)
+    monkeypatch.setattr(packing, "_PIECE", 1000)
     blob = bytes(k * k % 251 for k in range(size))
-
 
     def pack(blob, head):
         file = io.BytesIO()
-        nifti._gzip(blob[:head], memoryview(blob[head:]), file)
+        packing.pack(blob[:head], memoryview(blob[head:]), file)
         return file.getvalue()
 
     packed = pack(blob, 352)
@@ -532,9 +558,7 @@ def test_gzip_in_pieces_is_one_member_for_everybody(size, monkeypatch):
 
 
 def test_other_readers_read_a_scan_packed_in_pieces(tmp_path, monkeypatch):
-    from regkit.io import nifti
-
-    monkeypatch.setattr(nifti, "_PIECE", 1000)
+    monkeypatch.setattr(packing, "_PIECE", 1000)
     data = torch.arange(2400, dtype=torch.int16).reshape(1, 1, 10, 12, 20)
     write_image(Image(data, Grid((10, 12, 20), torch.eye(4, dtype=torch.float64)[None])), tmp_path / "a.nii.gz")
     assert (data[0, 0].numpy() == sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii.gz"))).T).all()

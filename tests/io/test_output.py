@@ -98,6 +98,7 @@ def test_the_old_result_comes_back_if_the_new_cannot_be_put_in_place(tmp_path, m
             raise OSError(errno.EIO, "I/O error", str(a))
         rename(a, b)
 
+    monkeypatch.setattr(module, "exchange", lambda one, two: False)
     monkeypatch.setattr(module.os, "rename", second_fails)
     with pytest.raises(OutputError, match=r"cannot be written: I/O error"):
         fill(tmp_path / "out", overwrite=True)

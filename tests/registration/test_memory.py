@@ -16,16 +16,16 @@ from scipy.ndimage import gaussian_filter, zoom
 import regkit
 from regkit import Grid, OptionError, Settings
 from regkit.cli import run
-from regkit.io.headers import Header, read_header
+from regkit.io.footprint import Footprint, footprint
 from regkit.registration import memory
 from regkit.registration.memory import available, plan, predicted
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def header(shape, mm=1.0, itemsize=2, reading=0) -> Header:
+def header(shape, mm=1.0, itemsize=2, reading=0) -> Footprint:
     affine = torch.diag(torch.tensor([*[mm] * len(shape), 1.0], dtype=torch.float64))
-    return Header(Grid(shape, affine), 1, itemsize, reading)
+    return Footprint(Grid(shape, affine), 1, itemsize, reading)
 
 
 def blobs(shape, dtype=np.int16, seed=0):
@@ -104,18 +104,18 @@ def test_headers_say_what_reading_gives(shape, dtype, held, tmp_path):
     save(tmp_path / "a.nii.gz", shape, 2.0, dtype)
     sitk.WriteImage(sitk.GetImageFromArray(np.abs(blobs(shape[::-1])).astype(dtype)), str(tmp_path / "a.nrrd"))
     for name in ("a.nii.gz", "a.nrrd"):
-        said, image = read_header(tmp_path / name), regkit.read_image(tmp_path / name)
+        said, image = footprint(tmp_path / name), regkit.read_image(tmp_path / name)
         assert said is not None and not said.given
         assert (said.grid.shape, said.channels, said.itemsize) == (image.grid.shape, image.channels, image.data.element_size())
         assert said.itemsize == held and said.held == image.data.numel() * held
         assert torch.allclose(said.grid.affine, image.grid.affine) and said.reading > 0
-        mine = read_header(image)
+        mine = footprint(image)
         assert mine is not None and mine.given and mine.held == 0
 
 
 def test_of_a_series_one_volume_is_held_and_all_is_unpacked(tmp_path):
     nib.Nifti1Image(np.zeros((10, 12, 14, 6), np.int16), np.eye(4)).to_filename(tmp_path / "bold.nii.gz")
-    said = read_header(tmp_path / "bold.nii.gz")
+    said = footprint(tmp_path / "bold.nii.gz")
     assert said is not None and said.grid.shape == (10, 12, 14) and said.held == 10 * 12 * 14 * 2
     assert said.reading >= 5 * said.held
 
@@ -124,7 +124,7 @@ def test_what_is_no_scan_has_no_header(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(b"no scan")
     (tmp_path / "a.nrrd").write_bytes(b"no scan")
     for source in (tmp_path / "a.nii.gz", tmp_path / "a.nrrd", tmp_path / "b.nii.gz", tmp_path, tmp_path / "a.txt", 7, None):
-        assert read_header(source) is None
+        assert footprint(source) is None
 
 
 # -------------------------------------------------------------------------------------------------------------------- the limit
@@ -185,7 +185,7 @@ def test_a_refusal_reads_no_voxels_and_writes_nothing(place, tmp_path, monkeypat
 
 
 def test_the_lowered_resolution_gives_a_result(place, tmp_path, capsys):
-    scans = [read_header(name) for name in WORDS[1:3]]
+    scans = [footprint(name) for name in WORDS[1:3]]
     settings = Settings(model="rigid", start="header", levels="8,2")
     full, least = predicted(*scans, settings), predicted(*scans, settings, most=memory.LEAST[place])
     limit = int((full + least) / 2)
@@ -201,7 +201,7 @@ def test_the_lowered_resolution_gives_a_result(place, tmp_path, capsys):
 
 
 def test_a_replay_is_as_fine_as_the_first_time_whatever_there_is_now(place, tmp_path, monkeypatch):
-    scans = [read_header(name) for name in WORDS[1:3]]
+    scans = [footprint(name) for name in WORDS[1:3]]
     full = predicted(*scans, Settings(model="rigid", start="header", levels="8,2"))
     assert run([*WORDS, "-o", "out", "--quiet"]) == 0
     monkeypatch.setattr(memory, "available", lambda: full - 1)
