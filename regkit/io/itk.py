@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from regkit.errors import FormatError, GeometryError, OutputError, RegkitError
 from regkit.image import Image
+from regkit.io.memory import check_room
 from regkit.io.nifti import select_volume, stored
 from regkit.io.slices import as_image, embed, reason, tensor
 
@@ -62,10 +64,9 @@ def read(path: Path, volume: int | None, name: str) -> Image:
     """
     where = f"{name}: {path}"
     suffix = path.suffix.lower()
-    with quiet() as sitk:
+    with quiet():
         try:
-            _check_whole(path, suffix)
-            image = sitk.ReadImage(str(path))
+            image = load(path, where)
         except RegkitError:
             raise
         except Exception as error:
@@ -74,6 +75,23 @@ def read(path: Path, volume: int | None, name: str) -> Image:
                 hint = "save it as plain grey or colour, without transparency"
             raise FormatError(f"{where} is not a readable {suffix} image: {reason(error)}; {hint}") from error
     return from_sitk(image, volume, where, pixels=suffix in PICTURES)
+
+
+def load(path: Path, where: str) -> Any:
+    """SimpleITK's image of the file at `path`. Raises FormatError where memory has no room for it, EOFError for truncated pictures, and
+    what SimpleITK raises."""
+    _check_room(path, 1, where)
+    _check_whole(path, path.suffix.lower())
+    with quiet() as sitk:
+        return sitk.ReadImage(str(path))
+
+
+def _check_room(path: Path, count: int, where: str) -> None:
+    """Whether so many files such as that at `path` have room; what is wrong with their headers is said when they are read."""
+    with contextlib.suppress(RuntimeError):
+        reader = information(path)
+        stored = stored_as(reader)
+        check_room(count * math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (1 if stored is None else stored.itemsize), where)
 
 
 def information(path: Path) -> Any:
@@ -171,6 +189,7 @@ def read_dicom(folder: Path, name: str) -> Image:
             listed = ", ".join(f"{one} ({len(names)} files)" for one, names in sorted(files.items()))
             raise FormatError(f"{where} holds {len(files)} DICOM series: {listed}; give a folder with one series")
         names = next(iter(files.values()))
+        _check_room(Path(names[0]), len(names), where)
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames(names)
         reader.MetaDataDictionaryArrayUpdateOn()

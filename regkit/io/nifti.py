@@ -16,6 +16,7 @@ from torch import Tensor
 
 from regkit.errors import FormatError, GeometryError, OptionError, RegkitError
 from regkit.image import Image
+from regkit.io.memory import check_room
 from regkit.io.packing import GZIP, pack, unpack
 from regkit.io.slices import as_image, embed, reason, tensor
 
@@ -39,7 +40,7 @@ def read(path: Path, volume: int | None, name: str) -> Image:
         with quiet():
             if path.name.lower().endswith((".hdr", ".img")):
                 return from_nibabel(nib.load(str(path)), volume, where)
-            blob = _bytes(path, where)
+            blob = unpacked(path, where)
             image = _header(path, blob)
             raw = _voxels(image, blob, where)
             return _image(raw, image.dataobj.slope, image.dataobj.inter, image.affine, volume, where)
@@ -77,8 +78,11 @@ def from_nibabel(image: Any, volume: int | None, where: str) -> Image:
         if type(proxy) is ArrayProxy:
             # A damaged header can promise more voxels than there is memory: compare with the file first.
             file = proxy.file_like
+            need = math.prod(image.shape) * proxy.dtype.itemsize
             if isinstance(file, str) and not file.lower().endswith((".gz", ".mgz", ".bz2", ".zst")):
-                check_size(math.prod(image.shape) * proxy.dtype.itemsize, Path(file).stat().st_size - proxy.offset, where)
+                check_size(need, Path(file).stat().st_size - proxy.offset, where)
+            else:
+                check_room(need, where)
             raw, slope, inter = proxy.get_unscaled(), proxy.slope, proxy.inter
         else:
             raw, slope, inter = np.asanyarray(proxy), 1.0, 0.0
@@ -93,28 +97,30 @@ def _mgh(path: Path) -> bool:
     return path.name.lower().endswith((".mgh", ".mgz", ".mgh.gz"))
 
 
-def unpacked(path: Path) -> bytes:
-    """All of the file's bytes, uncompressed."""
-    from isal import igzip
+def unpacked(path: Path, where: str, need: int | None = None) -> bytes:
+    """The file's bytes, uncompressed. What is compressed is known by its first bytes: names are often wrong.
 
-    blob = path.read_bytes()
-    return igzip.decompress(blob) if blob.startswith(GZIP) else blob
-
-
-def _bytes(path: Path, where: str) -> bytes:
-    """The file's bytes, uncompressed. What is compressed is known by its first bytes: names are often wrong."""
+    need: bytes that are worth unpacking, by default what the file's header speaks of; some more are unpacked, but not all that a small
+    file may hold. Raises FormatError where there is less in the file, or in memory."""
+    check_room(path.stat().st_size, where)
     blob = path.read_bytes()
     if not blob:
         raise EOFError("the file is empty")
     if not blob.startswith(GZIP):
         return blob
-    # a small file may unpack to more than there is memory: the header says how much is worth it
+    most = _promised(path, blob, where) if need is None else need
+    check_room(most, where)
+    return unpack(blob, most + _HEAD)
+
+
+def _promised(path: Path, blob: bytes, where: str) -> int:
+    """Bytes of which the header of a packed file speaks. Raises FormatError where they are more than can be in it."""
     header = _first(path, unpack(blob, _HEAD))
     shape = tuple(map(int, header.get_data_shape()))
     _check_shape(shape, where)
     need = max(0, int(header.get_data_offset())) + math.prod(shape) * header.get_data_dtype().itemsize
     check_size(need, _DEFLATE * len(blob), where)
-    return unpack(blob, need + _HEAD)
+    return need
 
 
 def _header(path: Path, blob: bytes) -> Any:

@@ -22,13 +22,18 @@ def begin(path: Path, count: int) -> bytes:
     from isal import isal_zlib as zlib
 
     with path.open("rb") as file:
-        start = file.read(count)
-        if not start.startswith(GZIP):
-            return start
-        unpacker, got = zlib.decompressobj(31), b""
-        while start and len(got) < count:
-            got += unpacker.decompress(start, count - len(got))
-            start = file.read(4096)
+        blob, got = file.read(count), b""
+        if not blob.startswith(GZIP):
+            return blob
+        unpacker = zlib.decompressobj(31)
+        while blob and len(got) < count:
+            got += unpacker.decompress(blob, count - len(got))
+            blob = file.read(4096)
+            if unpacker.eof:  # the header may be a member of its own
+                blob = unpacker.unused_data + blob
+                if not blob.startswith(GZIP):
+                    break
+                unpacker = zlib.decompressobj(31)
         return got
 
 

@@ -17,6 +17,7 @@ import torch
 
 from regkit.errors import OptionError
 from regkit.io.footprint import Footprint, footprint
+from regkit.io.memory import free, size
 from regkit.registration.pyramid import MOST, fitting, levels_of
 from regkit.registration.settings import Settings
 
@@ -132,39 +133,11 @@ def _coarser(most: int, least: int) -> list[int]:
     return [*found[1:], least]
 
 
-def size(count: float) -> str:
-    """Bytes in words: 10⁹ are 1 GB."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
 def available() -> int:
     """Bytes that this process may still take, with what an interpreter has already taken of them; 0 where nobody can tell."""
+    left = free()
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return min(free, *_cgroups()) + min(BASE, pages * os.sysconf("SC_PAGE_SIZE"))
-    except (OSError, StopIteration, ValueError):
+    except (OSError, ValueError):
         return 0
-
-
-def _cgroups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """What the process's control groups leave, of version 2 and 1: every one above it counts too."""
-    left = []
-    for line in own.read_text(encoding="ascii").splitlines():
-        _, kinds, name = line.split(":", 2)
-        if kinds and "memory" not in kinds.split(","):
-            continue
-        folder = (root / "memory" if kinds else root) / name.lstrip("/")
-        limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
-        for place in (folder, *folder.parents):
-            if not place.is_relative_to(root):
-                break
-            try:
-                most, taken = (place / limit).read_text(encoding="ascii").strip(), int((place / used).read_text(encoding="ascii"))
-                cache = dict(pair.split() for pair in (place / "memory.stat").read_text(encoding="ascii").splitlines())
-            except (OSError, ValueError):
-                continue
-            if most.isdigit():  # else "max"
-                left.append(max(0, int(most) - taken + int(cache.get("inactive_file", 0))))
-    return left
+    return 0 if left is None else left + min(BASE, pages * os.sysconf("SC_PAGE_SIZE"))
