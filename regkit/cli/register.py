@@ -119,11 +119,18 @@ class Job:
         hashes = {path: sha256(path) for paths in files.values() for path in paths}
         return {**files, "points_space": self.points_space, "sha256": hashes} if hashes else {}
 
+    def _check_memory(self) -> None:
+        """Raise OptionError by the headers alone, where memory will not do: `align` says so too, but comes after what is read here."""
+        from regkit.registration.memory import budgeted
+
+        budgeted({name: getattr(self, name) for name in ("fixed", "moving", "fixed_mask", "moving_mask")}, self.settings)
+
     def _read(self) -> Luggage:
         from regkit.io import read_image, read_points
 
         if not (self.labels or self.fixed_points or self.moving_points):
             return Luggage({}, {}, {})
+        self._check_memory()
         volume = self.settings.volume
         fixed = read_image(self.fixed, volume=volume, name="fixed")
         moving = read_image(self.moving, volume=volume, name="moving")

@@ -182,6 +182,11 @@ def test_a_refusal_reads_no_voxels_and_writes_nothing(place, tmp_path, monkeypat
     assert not (tmp_path / "out").exists()
     with pytest.raises(OptionError, match="50 MB are allowed"):
         regkit.align("fixed.nii.gz", "moving.nii.gz", max_memory=50_000_000)
+    monkeypatch.setattr("regkit.io.read_image", lambda *given, **named: pytest.fail("voxels were read"))
+    Path("marks.csv").write_text("x,y,z\n1,2,3\n")
+    for words in (["--labels", "moving.nii.gz"], ["--fixed-points", "marks.csv"], ["--moving-points", "marks.csv"]):
+        assert run([*WORDS, *words, "-o", "out", "--max-memory", "50M", "--quiet"]) == 2
+        assert "50 MB are allowed" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_lowered_resolution_gives_a_result(place, tmp_path, capsys):
