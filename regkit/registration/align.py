@@ -103,8 +103,7 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
         "similarity": {"before": findings["similarity_header"], "after": findings["similarity_end"]},
         "guard": findings, "candidates": outcome.candidates,
         "notes": [*(budget.notes if budget else ()), *pair.notes, *notes, *outcome.notes],
-        "memory": None if budget is None else
-                  {"predicted": budget.predicted, "limit": budget.limit, "canvas_voxels": budget.most, "lowered": budget.lowered},
+        "memory": None if budget is None else budget.as_dict(),
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }
     return Registration(scans["fixed"], scans["moving"], transform.to("cpu"), settings, trace)

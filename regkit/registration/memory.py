@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ BASE = 250_000_000  # bytes: interpreter, torch and the other libraries
 WALK = 60_000_000  # comparing, whatever the scans; and again drawing
 CANVAS = {"mind": (730.0, 1000.0), "ngf": (205.0, 370.0), "": (100.0, 150.0)}  # for each voxel of the finest canvas, by measure, on one
 # thread and on several; auto may choose mind, the dearest. In 2D a third: MIND has 4 channels and not 12
+CHEAPEST = "ngf"  # that auto may choose, alone or beside lncc
 WIDER = 0.1  # of a voxel, that one counts which only the larger scan's canvas has: scans are compared where both are
 BENT = 150.0  # more, where the affine map is bent
 LEFT = 0.25  # of what comparing took, which the system has not got back when the result is drawn
@@ -36,13 +37,19 @@ LEAST = {2: 10_000, 3: 40_000}  # voxels of a canvas below which it is not made 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a registration will take in bytes, and what it may; most: voxels of a canvas; notes: what was done about it."""
+    """What a registration will take in bytes, and what it may; least: what it takes where `auto` chooses its cheapest measure, while
+    `predicted` is for the dearest; most: voxels of a canvas; notes: what was done about it."""
 
     predicted: int
+    least: int
     limit: int | None
     most: int
     notes: tuple[str, ...] = ()
     lowered: bool = False
+
+    def as_dict(self) -> dict[str, int | bool | None]:
+        """The numbers, for the record."""
+        return {"predicted": self.predicted, "least": self.least, "limit": self.limit, "canvas_voxels": self.most, "lowered": self.lowered}
 
 
 def predicted(fixed: Footprint, moving: Footprint, settings: Settings, masks: tuple[Footprint | None, ...] = (),
@@ -111,15 +118,18 @@ def plan(fixed: Footprint, moving: Footprint, settings: Settings, masks: tuple[F
     asked, most = settings.memory_limit(), MOST[fixed.grid.ndim]
     limit = available() if asked is None else asked
     full = predicted(fixed, moving, settings, masks)
+    cheapest = replace(settings, similarity=CHEAPEST) if settings.similarity == "auto" else settings
+    least = predicted(fixed, moving, cheapest, masks)
     if not limit or full <= limit:
-        return Plan(full, limit or None, most)
+        return Plan(full, least, limit or None, most)
     for bound in _coarser(most, LEAST[fixed.grid.ndim]):
         need = predicted(fixed, moving, settings, masks, bound)
         if need <= limit:
-            return Plan(need, limit, bound, (f"memory: at full resolution it would take about {size(full)}, and {size(limit)} are there; "
-                                             f"canvases have at most {bound:,} voxels, with which it takes about {size(need)}",), True)
+            note = (f"memory: at full resolution it would take about {size(full)}, and {size(limit)} are there; canvases have at most "
+                    f"{bound:,} voxels, with which it takes about {size(need)}")
+            return Plan(need, predicted(fixed, moving, cheapest, masks, bound), limit, bound, (note,), True)
     if asked is None and need <= MARGIN * limit:
-        return Plan(full, limit, most, (f"memory: it may take about {size(full)}, and {size(limit)} are there",))
+        return Plan(full, least, limit, most, (f"memory: it may take about {size(full)}, and {size(limit)} are there",))
     raise OptionError(f"max-memory: this pair takes about {size(full)}, at the coarsest resolution {size(need)}, and {size(limit)} are "
                       f"{'there' if asked is None else 'allowed'}; give --max-memory {math.ceil(need / 1e8) / 10:.1f}G where there is as "
                       "much, or scans of fewer voxels (cropped, or resampled)")

@@ -144,10 +144,14 @@ def test_what_is_no_limit_is_refused(text):
 def test_coarser_where_that_suffices_else_refused(monkeypatch):
     scan, settings = header((256, 256, 256)), Settings(levels="1")
     full = predicted(scan, scan, settings)
-    assert plan(scan, scan, Settings(levels="1", max_memory=str(full))) == memory.Plan(full, full, 2_500_000)
+    least = predicted(scan, scan, Settings(levels="1", similarity="ngf"))
+    assert plan(scan, scan, Settings(levels="1", max_memory=str(full))) == memory.Plan(full, least, full, 2_500_000) and least < 0.8 * full
+    mind = plan(scan, scan, Settings(levels="1", similarity="mind", max_memory="0"))
+    assert mind.predicted == mind.least == full
     assert not plan(scan, scan, Settings(levels="1", max_memory="0")).notes
     lowered = plan(scan, scan, Settings(levels="1", max_memory=str(int(0.8 * full))))
-    assert lowered.lowered and lowered.predicted <= 0.8 * full and lowered.most < 2_500_000 and "at full resolution" in lowered.notes[0]
+    assert lowered.lowered and lowered.least < lowered.predicted <= 0.8 * full
+    assert lowered.most < 2_500_000 and "at full resolution" in lowered.notes[0]
     with pytest.raises(OptionError, match=r"max-memory: this pair takes about .* at the coarsest resolution .* 100 MB are allowed; give "
                                           r"--max-memory \d+\.\dG"):
         plan(scan, scan, Settings(levels="1", max_memory="100M"))
