@@ -7,7 +7,7 @@ differentiable, runs on any device, and 2D and 3D are one code.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -40,6 +40,19 @@ def along(data: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
             data = parts[0] if len(parts) == 1 else torch.cat(parts, -2)
             data = data.reshape(*shape[: axis + 2], matrix.shape[-2], *shape[axis + 3:])
     return data
+
+
+def along_first(read: Callable[[slice], Tensor], matrix: Tensor) -> Tensor:
+    """Apply matrix (m, n) along the first spatial axis of data (N, C, n, *S) that `read` makes, slab by slab: of a scan that is not kept
+    as floating numbers, no more than a slab is at a time. → (N, C, m, *S)."""
+    parts = []
+    for give, take in _bands(matrix):
+        slab = read(take)
+        with torch.autocast(slab.device.type, enabled=False):
+            part = matrix[give, take].to(slab) @ slab.reshape(-1, slab.shape[2], math.prod(slab.shape[3:]))
+        parts.append(part.reshape(*slab.shape[:2], -1, *slab.shape[3:]))
+        del slab
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
 def _bands(matrix: Tensor) -> list[tuple[slice, slice]]:
@@ -121,8 +134,13 @@ def smooth(data: Tensor, sigma: Sequence[float], steps: Sequence[int] | None = N
 
     steps: read only at the centres of blocks of so many voxels, → (N, C, *(S // steps))."""
     steps = (1,) * len(sigma) if steps is None else steps
-    return along(data, [gaussian(n, round(float(s), 4), k) if s > (0.25 if k == 1 else 0.05) and n > 1 else None
-                        for n, s, k in zip(data.shape[2:], sigma, steps, strict=True)])
+    return along(data, gaussians(data.shape[2:], sigma, steps))
+
+
+def gaussians(shape: Sequence[int], sigma: Sequence[float], steps: Sequence[int]) -> list[Tensor | None]:
+    """What `smooth` applies along the axes of an image of `shape` voxels."""
+    return [gaussian(n, round(float(s), 4), k) if s > (0.25 if k == 1 else 0.05) and n > 1 else None
+            for n, s, k in zip(shape, sigma, steps, strict=True)]
 
 
 def gradient(data: Tensor) -> Tensor:

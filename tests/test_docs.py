@@ -211,7 +211,7 @@ def _options(verb: str) -> set[str]:
     return options
 
 
-@pytest.mark.parametrize("verb", ["register", "apply", "evaluate", "report", "doctor", "train"])
+@pytest.mark.parametrize("verb", ["register", "apply", "evaluate", "report", "replay", "doctor", "train"])
 def test_every_option_is_explained(verb, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = (ROOT / "docs" / ("training.md" if verb == "train" else f"{verb}.md")).read_text(encoding="utf-8")
@@ -221,7 +221,7 @@ def test_every_option_is_explained(verb, monkeypatch):
 
 
 def test_options_that_are_explained_exist():
-    known = set().union(*map(_options, ("register", "apply", "evaluate", "report", "doctor", "train"))) | {
+    known = set().union(*map(_options, ("register", "apply", "evaluate", "report", "replay", "doctor", "train"))) | {
         "--help", "--version", "--extra-index-url", "--nproc-per-node"}
     for page in PAGES:
         for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"))):

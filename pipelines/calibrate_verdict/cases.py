@@ -27,7 +27,8 @@ Pair = dict[str, Any]
 # anatomies that share a part of the body, or might: no map between them is surely wrong
 KIN = ({"brain", "head", "hippocampus", "spinal"}, {"lung", "abdomen", "cardiac", "spinal"})
 VARIANTS = ("as it is", "as it is", "inverted", "noisy", "gamma", "shaded", "cropped", "blurred")
-STARTS = ("auto", "auto", "auto", "header", "centre", "mass", "moments", "bare", "given")
+# begun, given: from the map of the pair as it is, moved; refined, and as it is
+STARTS = ("auto", "header", "centre", "mass", "moments", "bare", "given", "given", "begun", "begun", "begun")
 MODELS = ("affine", "affine", "affine", "similarity", "rigid")
 TURNS = (0.0, 0.25, 1.0, math.pi)  # radians at most
 WRONG, HOPELESS = 0.15, 0.04  # shares of the cases
@@ -160,7 +161,7 @@ def case(number: int, pairs: list[Pair], seed: int, best: dict[str, Tensor]) -> 
         one, other = ways[int(rng.integers(len(ways)))]
         kind, group, id = "wrong", f"{one['group']} | {other['group']}", f"{one['id']} | {other['id']}"
         fixed, moving = scan(one["fixed"]), changed(scan(other["moving"]), variant, rng)
-        start = "auto" if start == "given" else start
+        start = "bare" if start in ("given", "begun") else start
     else:
         group = groups[int(rng.integers(len(groups)))]
         some = [pair for pair in pairs if pair["group"] == group]
@@ -169,14 +170,14 @@ def case(number: int, pairs: list[Pair], seed: int, best: dict[str, Tensor]) -> 
         fixed, moving = scan(one["fixed"]), changed(scan(one["moving"]), variant, rng)
         if draw < WRONG + HOPELESS:
             variant, moving = spoilt(moving, rng)
-            kind, start = "hopeless", "auto" if start == "given" else start
+            kind, start = "hopeless", "bare" if start in ("given", "begun") else start
     scale = 0.1 if model != "rigid" or rng.random() < 0.25 else 0.0  # a rigid map cannot follow
     a, b = (pose(image, most, 0.1, scale, rng) for image in (fixed, moving))
     given = None
-    if start == "given":
+    if start in ("given", "begun"):
         off = pose(fixed, float(rng.choice([0.05, 0.15, 0.5, math.pi])), float(rng.choice([0.0, 0.03, 0.1, 0.3])), 0.08, rng)
         given = b @ best[id] @ off @ torch.linalg.inv(a) if id in best else None
-        start = "given" if given is not None else "auto"
+        start = start if given is not None else "auto"
     return Case(number, kind, group, id, start, model, variant, most, laid(fixed, a), laid(moving, b), a, b, given, seed)
 
 

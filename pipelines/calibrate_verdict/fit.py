@@ -219,8 +219,8 @@ def report(rows: list[dict[str, Any]], chance: Array, status: NDArray[np.str_], 
             lines.append(f"| {low:g}–{high:g} | {int(some.sum())} | {said:.3f} | {right:.3f} | {right - said:+.3f} |")
     known = np.isfinite(error)
     rest = error[known] - guess[known]
-    lines += ["", f"Expected error, of {int(known.sum())} right maps with landmarks or at least {FEW} labels: it is off by a factor of "
-              f"{math.exp(float(np.median(np.abs(rest)))):.2f} in the median, and {100 * float((np.abs(rest) <= width[known]).mean()):.0f} % "
+    lines += ["", f"Expected error, of {int(known.sum())} right maps with landmarks or at least {FEW} labels: it is off by a factor "
+              f"of {math.exp(float(np.median(np.abs(rest)))):.2f} in the median, and {100 * float((np.abs(rest) <= width[known]).mean()):.0f} % "
               "lie within what is given for nine of ten."]
     return "\n".join(lines) + "\n"
 

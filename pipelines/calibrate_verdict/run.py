@@ -52,14 +52,13 @@ def measured(number: int) -> dict[str, Any]:
     case = cases.case(number, pairs, _STATE["seed"], _STATE["best"])
     row: dict[str, Any] = {"case": number, "kind": case.kind, "group": case.group, "id": case.id, "start": case.start, "model": case.model,
                            "variant": case.variant, "turn": round(case.turn, 3), "seed": case.seed}
-    options: dict[str, Any] = {"start": case.start, "model": case.model, "threads": 1, "device": _STATE["device"]}
+    options: dict[str, Any] = {"start": case.start, "model": case.model, "threads": 1, "device": _STATE["device"], "retry": False}
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        if case.start == "given":
-            assert case.given is not None
+        if case.given is not None:
             path = Path(folder) / "given.json"
             regkit.write_transform(regkit.Matrix(case.given), path)
-            options |= {"start": str(path), "levels": "0"}
+            options |= {"start": str(path), "levels": "auto" if case.start == "begun" else "0"}
         elif case.start == "bare":
             options |= {"start": "auto", "levels": "0"}
         try:

@@ -3,7 +3,7 @@
 Importing this package, and asking for any help text, loads no torch: the verbs import what needs it inside their bodies.
 
 Exit codes: 0 done; 1 a fault of regkit's own; 2 a wrong option or input (one line on stderr, nothing written);
-3 written, but the guard finds the registration hopeless (doctor: something doubtful or wrong was found); 130 interrupted.
+3 written, but the verdict on the registration is FAIL (doctor: something doubtful or wrong was found); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def build() -> App:
     from regkit.cli.doctor import doctor
     from regkit.cli.evaluate import evaluate
     from regkit.cli.register import register
+    from regkit.cli.replay import replay
     from regkit.cli.report import report
     from regkit.cli.train import train
 
@@ -59,7 +60,7 @@ def build() -> App:
         suppress_keyboard_interrupt=False,
         default_parameter=Parameter(negative=(), converter=_convert),
     )
-    for verb in (register, apply, evaluate, report, doctor, train, demo):
+    for verb in (register, apply, evaluate, report, replay, doctor, train, demo):
         app.command(verb)
     return app
 

@@ -16,15 +16,17 @@ from regkit.cli.console import Console, importing
 from regkit.cli.report import PAGE, Shown, page
 from regkit.errors import GeometryError, choose
 from regkit.registration.settings import Settings
+from regkit.registration.verdict import FAIL
 
 if TYPE_CHECKING:
     from regkit.image import Image
     from regkit.io import Points
     from regkit.registration.result import Registration
 
-EXIT_HOPELESS = 3
+EXIT_FAIL = 3
+CARRIED = ("labels", "fixed_points", "moving_points")
 POINT_SPACES = ("ras", "lps", "index")
-OWNED = ("moved.nii.gz", "transform.tfm", "transform.json", "displacement.nii.gz", "registration.json", "overlay.png", PAGE,
+OWNED = ("moved.nii.gz", "transform.tfm", "transform.json", "displacement.nii.gz", "expected_error.nii.gz", "registration.json", "overlay.png", PAGE,
          "*_moved.nii.gz", "*_in_fixed.csv", "*_in_moving.csv")
 """The names of the files that regkit writes, with wildcards: an output folder that holds others is never replaced."""
 
@@ -52,7 +54,7 @@ def register(
 ) -> int:
     """Align MOVING to FIXED and write the moved scan, the transform, a record, a picture and a report into a folder.
 
-    Exit codes: 0 done, 2 a wrong option or input, 3 written but not to be trusted.
+    Exit codes: 0 the verdict is PASS or WARN, 2 a wrong option or input, 3 written, but the verdict is FAIL.
     """
     console = Console(quiet=quiet, json=json)
     choose("points-space", points_space, POINT_SPACES)
@@ -64,9 +66,9 @@ def register(
     console.record(dump(result.record()))
     for line in summary(result, output):
         console.say(line)
-    if result.hopeless:
-        console.warn(hopeless_sentence(result))
-        return EXIT_HOPELESS
+    if result.verdict.status == FAIL:
+        console.warn(failed_sentence(result))
+        return EXIT_FAIL
     return 0
 
 
@@ -103,8 +105,8 @@ class Job:
                     progress("write", 1.0)
                 if carried := self._carried():
                     result.trace["carried"] = carried
-                result.write(folder)
                 luggage.write(folder, result, self.points_space)
+                result.write(folder)
                 draw(result, folder / "overlay.png")
                 shown = page(result.record(), result.fixed, result.moving, result.transform, luggage.shown())
                 (folder / PAGE).write_text(shown, encoding="utf-8")
@@ -112,14 +114,24 @@ class Job:
 
     def _carried(self) -> dict[str, Any]:
         """The files that are carried along, for the record: `regkit report` reads them again."""
-        files = {name: [str(path) for path in getattr(self, name)] for name in ("labels", "fixed_points", "moving_points")}
-        return {**files, "points_space": self.points_space} if any(files.values()) else {}
+        from regkit.io import sha256
+
+        files = {name: [str(path) for path in getattr(self, name)] for name in CARRIED}
+        hashes = {path: sha256(path) for paths in files.values() for path in paths}
+        return {**files, "points_space": self.points_space, "sha256": hashes} if hashes else {}
+
+    def _check_memory(self) -> None:
+        """Raise OptionError by the headers alone, where memory will not do: `align` says so too, but comes after what is read here."""
+        from regkit.registration.memory import budgeted
+
+        budgeted({name: getattr(self, name) for name in ("fixed", "moving", "fixed_mask", "moving_mask")}, self.settings)
 
     def _read(self) -> Luggage:
         from regkit.io import read_image, read_points
 
         if not (self.labels or self.fixed_points or self.moving_points):
             return Luggage({}, {}, {})
+        self._check_memory()
         volume = self.settings.volume
         fixed = read_image(self.fixed, volume=volume, name="fixed")
         moving = read_image(self.moving, volume=volume, name="moving")
@@ -229,17 +241,22 @@ def summary(result: Registration, folder: Path) -> list[str]:
     if seconds:
         lines.append(f"seconds     {sum(seconds.get(part, 0.0) for part in ('total', 'resample', 'write')):.1f}")
     lines += [f"note        {note}" for note in record.get("notes", [])]
-    lines += [f"finding     {finding}" for finding in result.findings]
+    said = result.verdict
+    low, high = said.likely_tre_mm
+    lines.append(f"verdict     {said.status}: right with a probability of {said.probability:.2f}"
+                 + (f"; points are probably off by {said.expected_tre_mm:.2g} mm ({low:.2g} to {high:.2g})" if said.status != FAIL else ""))
+    lines += [f"because     {reason}" for reason in said.reasons]
     return [*lines, f"written to  {folder}", f"picture     {folder / 'overlay.png'}", f"report      {folder / PAGE}"]
 
 
 def remarks(result: Registration) -> list[str]:
     """What the header doctor finds doubtful or wrong about the files, a line each."""
     return [f"{name}: {one['severity']}: {one['what']}; regkit {one['does']} (see regkit doctor {item['path']})"
-            for name, item in result.trace["inputs"].items() for one in item["findings"] if one["severity"] != "note"]
+            for name, item in result.trace["inputs"].items() for one in item.get("findings", []) if one["severity"] != "note"]
 
 
-def hopeless_sentence(result: Registration) -> str:
-    """Why the result is not to be trusted, in plain words."""
-    reasons = "; ".join(result.findings) or "the guard found no agreement between the scans"
-    return f"this registration is not to be trusted: {reasons}; the files were written all the same (exit code {EXIT_HOPELESS})"
+def failed_sentence(result: Registration) -> str:
+    """Why the result is not to be trusted, and what can be done, in plain words."""
+    reasons = "; ".join(result.verdict.reasons) or "little speaks for this map"
+    return (f"this registration is not to be trusted: {reasons}; the files were written all the same (exit code {EXIT_FAIL}). If the scans "
+            "show the same anatomy, regkit doctor looks at their headers; a transform from another tool (--start) or masks may help")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from regkit.cli.console import Console
+from regkit.cli.record import RECORD, find, read_record
 from regkit.errors import FormatError, GeometryError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from regkit.io import Points
     from regkit.space import Transform
 
-RECORD, EVALUATION, PAGE = "registration.json", "evaluation.json", "report.html"
+EVALUATION, PAGE = "evaluation.json", "report.html"
 
 
 def report(
@@ -87,12 +87,12 @@ def _pair(path: Path, console: Console) -> str:
     from regkit.io import read_image, read_points, sha256
     from regkit.space import Matrix
 
-    record = _record(path)
+    record = read_record(path)
     volume = (record.get("settings") or {}).get("volume")
     scans = {}
     for name in ("fixed", "moving"):
         item = record["inputs"][name]
-        file = _find(item.get("path"), name, path)
+        file = find(item.get("path"), name, path)
         scans[name] = read_image(file, volume=volume, name=name)
         if item.get("sha256") and sha256(file) != item["sha256"]:
             console.warn(f"{name}: {file} has changed since the registration; the pictures show what it holds now")
@@ -103,38 +103,8 @@ def _pair(path: Path, console: Console) -> str:
     carried = record.get("carried") or {}
 
     def points(side: str) -> list[Points]:
-        return [read_points(_find(file, f"{side}-points", path), space=carried.get("points_space", "ras"), image=scans[side],
+        return [read_points(find(file, f"{side}-points", path), space=carried.get("points_space", "ras"), image=scans[side],
                             ndim=scans[side].ndim, name=f"{side}-points") for file in carried.get(f"{side}_points") or []]
 
-    labels = [read_image(_find(file, "labels", path), name="labels") for file in (carried.get("labels") or [])[:1]]
+    labels = [read_image(find(file, "labels", path), name="labels") for file in (carried.get("labels") or [])[:1]]
     return page(record, scans["fixed"], scans["moving"], transform, Shown.of(labels, points("fixed"), points("moving")))
-
-
-def _record(path: Path) -> dict[str, Any]:
-    """The record, with what a page cannot do without."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        _ = record["matrix"], record["inputs"]["fixed"], record["inputs"]["moving"]
-    except FileNotFoundError:
-        raise FormatError(f"record: {path} does not exist; name the folder that regkit register wrote, or its {RECORD}") from None
-    except (OSError, ValueError) as error:
-        raise FormatError(f"record: {path} cannot be read as JSON: {error}; run regkit register again") from error
-    except (KeyError, TypeError):
-        raise FormatError(f"record: {path} is not the record of a registration; name the {RECORD} that regkit register wrote") from None
-    return record
-
-
-def _find(stated: Any, name: str, record: Path) -> Path:
-    """An input where the record says it is; a relative path is looked for here, then beside the record."""
-    if not stated:
-        raise FormatError(f"{name}: {record} names no file, as the scan was given in memory; make the page in Python, with "
-                          "regkit.report.page.pair_page")
-    places = [Path(stated).expanduser()]
-    if not places[0].is_absolute():
-        places.append(record.resolve().parent / places[0])
-    for place in places:
-        if place.exists():
-            return place
-    looked = " and ".join(str(place.absolute()) for place in places)
-    raise FormatError(f"{name}: {stated}, as {record} names it, is not there (looked for {looked}); bring it back, run the command "
-                      "from the folder of the registration, or register again")

@@ -13,11 +13,11 @@ import torch
 
 from regkit.errors import FormatError, GeometryError, RegkitError
 from regkit.io.images import FORMATS, present
-from regkit.io.nifti import quiet
+from regkit.io.nifti import quiet, second
+from regkit.io.packing import begin
 from regkit.io.slices import as_image, reason
 from regkit.space import Grid
 
-GZIP = b"\x1f\x8b"
 _UNITS = {1: "m", 2: "mm", 3: "um"}
 _WORDS = {"mm": "mm", "millimeter": "mm", "um": "um", "µm": "um", "μm": "um", "micron": "um", "m": "m", "meter": "m"}
 _TEXT = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -25,12 +25,14 @@ _TEXT = (".nrrd", ".nhdr", ".mha", ".mhd")
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """What a file says of its grid.
+    """What a file says of its grid, and of its voxels.
 
     kind: nifti, analyze, mgh, itk, or picture, of which nothing is expected. shape: every stored axis.
     affine: (4, 4) index → RAS mm that regkit uses, or None where none can be made; source: where it comes from.
     spacing: the voxel sizes as stated, of the spatial axes. unit: mm, um, m or unknown.
     sform, qform: what NIfTI states beside each other, None where its code is 0 or, for the qform, where it says nothing usable.
+    stored: the type of a voxel's values as the file holds them, colours as a type with fields, None where it is not told; channels:
+    values a voxel has besides these fields and the axes of `shape`. scaled: whether slope and intercept make other values of them.
     """
 
     kind: Literal["nifti", "analyze", "mgh", "itk", "picture"]
@@ -42,6 +44,9 @@ class Header:
     sform: np.ndarray | None = None
     qform: np.ndarray | None = None
     codes: tuple[int, int] = (0, 0)  # of sform and qform
+    stored: np.dtype | None = None
+    channels: int = 1
+    scaled: bool = False
 
 
 def read_header(path: Path, name: str, grid: Grid | None = None) -> Header:
@@ -56,11 +61,11 @@ def read_header(path: Path, name: str, grid: Grid | None = None) -> Header:
             return _of_series(path, name, grid)
         if FORMATS[suffix][0] == "itk":
             return _by_itk(path, suffix)
-        block = _first(header_file(path), 540)
+        block = begin(header_file(path), 540)
         if suffix in (".mgh", ".mgz", ".mgh.gz"):
             return _mgh(block)
         pair = suffix in (".hdr", ".img")
-        return _analyze(path) if pair and block[344:347] not in (b"ni1", b"n+1") and not _second(block) else of_nifti(*raw_nifti(block))
+        return _analyze(path) if pair and block[344:347] not in (b"ni1", b"n+1") and not second(block) else of_nifti(*raw_nifti(block))
     except RegkitError:
         raise
     except Exception as error:  # nibabel, isal, SimpleITK and numpy raise a dozen types on damaged bytes; all mean the same here
@@ -84,26 +89,6 @@ def header_file(path: Path) -> Path:
     raise FormatError(f"{path} is the half of an image that holds voxels, and {path.with_suffix('.hdr')} is not there; bring it back")
 
 
-def _first(path: Path, count: int) -> bytes:
-    """The first bytes, uncompressed. What is compressed is known by its first bytes."""
-    from isal import isal_zlib as zlib
-
-    with path.open("rb") as file:
-        start = file.read(count)
-        if not start.startswith(GZIP):
-            return start
-        unpacker, got = zlib.decompressobj(31), b""
-        while start and len(got) < count:
-            got += unpacker.decompress(start, count - len(got))
-            start = file.read(4096)
-        return got
-
-
-def _second(block: bytes) -> bool:
-    """Whether the first bytes are NIfTI-2's."""
-    return 540 in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big"))
-
-
 def raw_nifti(block: bytes) -> tuple[Any, Any]:
     """The header in a file's first bytes as nibabel has it, unchecked, and as it corrects it when it reads a scan.
 
@@ -114,7 +99,7 @@ def raw_nifti(block: bytes) -> tuple[Any, Any]:
     if len(block) < 348:
         raise EOFError(f"{len(block)} bytes, a header has 348")
     kind: Any
-    if _second(block):
+    if second(block):
         kind, size = (Nifti2PairHeader if block[4:7] == b"ni2" else Nifti2Header), 540
     else:
         kind, size = (Nifti1PairHeader if block[344:347] == b"ni1" else Nifti1Header), 348
@@ -133,8 +118,15 @@ def of_nifti(raw: Any, mended: Any) -> Header:
         affine = mended.get_best_affine()
     with contextlib.suppress(Exception):
         turned = mended.get_qform() if qform else None
+    scaled = True
+    with contextlib.suppress(Exception):
+        scaled = _scaled(*mended.get_slope_inter())
     return Header("nifti", shape, affine, source, spacing, _UNITS.get(int(raw["xyzt_units"]) & 7, "unknown"),
-                  raw.get_sform() if sform else None, turned, (sform, qform))
+                  raw.get_sform() if sform else None, turned, (sform, qform), mended.get_data_dtype(), scaled=scaled)
+
+
+def _scaled(slope: float | None, inter: float | None) -> bool:
+    return slope not in (None, 1.0) or inter not in (None, 0.0)
 
 
 def _analyze(path: Path) -> Header:
@@ -142,7 +134,8 @@ def _analyze(path: Path) -> Header:
 
     image: Any = nib.load(str(path))  # only the header; SPM's has an origin, and a file .mat beside it that counts
     return Header("analyze", tuple(map(int, image.shape)), image.affine, "voxel sizes",
-                  tuple(float(v) for v in image.header.get_zooms()[:3]), "unknown")
+                  tuple(float(v) for v in image.header.get_zooms()[:3]), "unknown", stored=image.dataobj.dtype,
+                  scaled=_scaled(image.dataobj.slope, image.dataobj.inter))
 
 
 def _mgh(block: bytes) -> Header:
@@ -151,11 +144,11 @@ def _mgh(block: bytes) -> Header:
     if len(block) < 90:
         raise EOFError(f"{len(block)} bytes, a header has 284")
     block = block[:284].ljust(284, b"\0")
-    header = MGHHeader(block)
+    header: Any = MGHHeader(block)
     given = int(np.frombuffer(block, MGHHeader.template_dtype, 1)["goodRASFlag"][0]) if len(block) >= 284 else 0
     shape = tuple(int(n) for n in header.get_data_shape())
     return Header("mgh", shape, header.get_best_affine(), "header" if given else "voxel sizes",
-                  tuple(float(v) for v in header["delta"]))
+                  tuple(float(v) for v in header["delta"]), stored=header.get_data_dtype())
 
 
 def _by_itk(path: Path, suffix: str) -> Header:
@@ -165,20 +158,22 @@ def _by_itk(path: Path, suffix: str) -> Header:
     dims = reader.GetDimension()
     shape, spacing = tuple(int(n) for n in reader.GetSize()), tuple(float(v) for v in reader.GetSpacing())
     ndim = min(dims, 3)
+    stored, channels = itk.stored_as(reader), reader.GetNumberOfComponents()
     flat, affine = itk.affine_of(reader.GetDirection(), spacing, reader.GetOrigin(), ndim).numpy(), np.eye(4)
     affine[:ndim, :ndim], affine[:ndim, 3] = flat[:ndim, :ndim], flat[:ndim, ndim]
     if suffix in itk.PICTURES:
-        return Header("picture", shape, affine, "header", spacing)
+        return Header("picture", shape, affine, "header", spacing, stored=stored, channels=channels)
     text = _lines(path) if suffix in _TEXT else {}
     nrrd = suffix in (".nrrd", ".nhdr")
     placed = "space" in text or "space dimension" in text if nrrd else not text or bool({"elementspacing", "elementsize"} & set(text))
     units = {_WORDS.get(word, "unknown") for word in re.findall(r'"([^"]*)"', text.get("space units", ""))} if nrrd else set()
-    return Header("itk", shape, affine, "header" if placed else "voxel sizes", spacing[:ndim], units.pop() if len(units) == 1 else "mm")
+    return Header("itk", shape, affine, "header" if placed else "voxel sizes", spacing[:ndim], units.pop() if len(units) == 1 else "mm",
+                  stored=stored, channels=channels)
 
 
 def _lines(path: Path) -> dict[str, str]:
     """The fields of a NRRD's or MetaImage's text header, in small letters."""
-    head = re.split(rb"\r?\n\r?\n|ElementDataFile", _first(path, 8192), maxsplit=1)[0].decode("latin-1").lower()
+    head = re.split(rb"\r?\n\r?\n|ElementDataFile", begin(path, 8192), maxsplit=1)[0].decode("latin-1").lower()
     pairs = (re.split(r"\s*:=?\s*|\s*=\s*", line, maxsplit=1) for line in head.splitlines() if not line.startswith("#"))
     return {pair[0].strip(): pair[1] for pair in pairs if len(pair) == 2}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from regkit.errors import FormatError, GeometryError, OutputError, RegkitError
 from regkit.image import Image
+from regkit.io.memory import check_room
 from regkit.io.nifti import select_volume, stored
 from regkit.io.slices import as_image, embed, reason, tensor
 
@@ -61,10 +64,9 @@ def read(path: Path, volume: int | None, name: str) -> Image:
     """
     where = f"{name}: {path}"
     suffix = path.suffix.lower()
-    with quiet() as sitk:
+    with quiet():
         try:
-            _check_whole(path, suffix)
-            image = sitk.ReadImage(str(path))
+            image = load(path, where)
         except RegkitError:
             raise
         except Exception as error:
@@ -75,6 +77,23 @@ def read(path: Path, volume: int | None, name: str) -> Image:
     return from_sitk(image, volume, where, pixels=suffix in PICTURES)
 
 
+def load(path: Path, where: str) -> Any:
+    """SimpleITK's image of the file at `path`. Raises FormatError where memory has no room for it, EOFError for truncated pictures, and
+    what SimpleITK raises."""
+    _check_room(path, 1, where)
+    _check_whole(path, path.suffix.lower())
+    with quiet() as sitk:
+        return sitk.ReadImage(str(path))
+
+
+def _check_room(path: Path, count: int, where: str) -> None:
+    """Whether so many files such as that at `path` have room; what is wrong with their headers is said when they are read."""
+    with contextlib.suppress(RuntimeError):
+        reader = information(path)
+        stored = stored_as(reader)
+        check_room(count * math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (1 if stored is None else stored.itemsize), where)
+
+
 def information(path: Path) -> Any:
     """SimpleITK's reader with the header of the file at `path`; the voxels stay unread. Raises what SimpleITK raises."""
     with quiet() as sitk:
@@ -82,6 +101,14 @@ def information(path: Path) -> Any:
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
         return reader
+
+
+def stored_as(reader: Any) -> np.dtype | None:
+    """The type of a voxel's values, by a reader that has read a header; None for one that it does not know."""
+    import SimpleITK as sitk
+
+    found = re.search(r"(\d+)-bit (signed|unsigned|float)", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+    return None if found is None else np.dtype(f"{'iuf'[('signed', 'unsigned', 'float').index(found[2])]}{int(found[1]) // 8}")
 
 
 def _check_whole(path: Path, suffix: str) -> None:
@@ -138,6 +165,13 @@ def affine_of(direction: Any, spacing: Any, origin: Any, ndim: int) -> Tensor:
     return _flip(ndim)[:, None] * torch.from_numpy(affine)
 
 
+def series(folder: Path) -> dict[str, tuple[str, ...]]:
+    """The DICOM series in `folder`, each with its files in order of position. Raises what SimpleITK raises."""
+    with quiet() as sitk:
+        names = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+        return {one: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), one) for one in names}
+
+
 def read_dicom(folder: Path, name: str) -> Image:
     """The one DICOM series in `folder`, slices sorted by position, RAS mm; a tilted gantry gives a sheared grid.
 
@@ -146,8 +180,7 @@ def read_dicom(folder: Path, name: str) -> Image:
     where = f"{name}: {folder}"
     with quiet() as sitk:
         try:
-            series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-            files = {one: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), one) for one in series}
+            files = series(folder)
         except Exception as error:
             raise FormatError(f"{where}: the folder cannot be read as DICOM: {reason(error)}") from error
         if not files:
@@ -156,6 +189,7 @@ def read_dicom(folder: Path, name: str) -> Image:
             listed = ", ".join(f"{one} ({len(names)} files)" for one, names in sorted(files.items()))
             raise FormatError(f"{where} holds {len(files)} DICOM series: {listed}; give a folder with one series")
         names = next(iter(files.values()))
+        _check_room(Path(names[0]), len(names), where)
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames(names)
         reader.MetaDataDictionaryArrayUpdateOn()

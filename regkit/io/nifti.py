@@ -6,9 +6,7 @@ import contextlib
 import io
 import logging
 import math
-import struct
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,12 @@ from torch import Tensor
 
 from regkit.errors import FormatError, GeometryError, OptionError, RegkitError
 from regkit.image import Image
+from regkit.io.memory import check_room
+from regkit.io.packing import GZIP, pack, unpack
 from regkit.io.slices import as_image, embed, reason, tensor
 
-_GZIP = b"\x1f\x8b"
 _HEAD = 1 << 16  # bytes that hold any header
 _DEFLATE = 1032  # times that packing can make bytes fewer, at most
-_PIECE = 1 << 24  # bytes packed at a time
 _VECTOR_INTENT = 1007
 _COLOUR = {3: np.dtype([(c, "u1") for c in "RGB"]), 4: np.dtype([(c, "u1") for c in "RGBA"])}
 _MGH_TYPES = {"uint8": "uint8", "int8": "int16", "int16": "int16", "uint16": "int32", "int32": "int32", "float32": "float32"}
@@ -42,7 +40,7 @@ def read(path: Path, volume: int | None, name: str) -> Image:
         with quiet():
             if path.name.lower().endswith((".hdr", ".img")):
                 return from_nibabel(nib.load(str(path)), volume, where)
-            blob = _bytes(path, where)
+            blob = unpacked(path, where)
             image = _header(path, blob)
             raw = _voxels(image, blob, where)
             return _image(raw, image.dataobj.slope, image.dataobj.inter, image.affine, volume, where)
@@ -80,8 +78,11 @@ def from_nibabel(image: Any, volume: int | None, where: str) -> Image:
         if type(proxy) is ArrayProxy:
             # A damaged header can promise more voxels than there is memory: compare with the file first.
             file = proxy.file_like
+            need = math.prod(image.shape) * proxy.dtype.itemsize
             if isinstance(file, str) and not file.lower().endswith((".gz", ".mgz", ".bz2", ".zst")):
-                check_size(math.prod(image.shape) * proxy.dtype.itemsize, Path(file).stat().st_size - proxy.offset, where)
+                check_size(need, Path(file).stat().st_size - proxy.offset, where)
+            else:
+                check_room(need, where)
             raw, slope, inter = proxy.get_unscaled(), proxy.slope, proxy.inter
         else:
             raw, slope, inter = np.asanyarray(proxy), 1.0, 0.0
@@ -96,52 +97,37 @@ def _mgh(path: Path) -> bool:
     return path.name.lower().endswith((".mgh", ".mgz", ".mgh.gz"))
 
 
-def unpacked(path: Path) -> bytes:
-    """All of the file's bytes, uncompressed."""
-    from isal import igzip
+def unpacked(path: Path, where: str, need: int | None = None) -> bytes:
+    """The file's bytes, uncompressed. What is compressed is known by its first bytes: names are often wrong.
 
-    blob = path.read_bytes()
-    return igzip.decompress(blob) if blob.startswith(_GZIP) else blob
-
-
-def _bytes(path: Path, where: str) -> bytes:
-    """The file's bytes, uncompressed. What is compressed is known by its first bytes: names are often wrong."""
+    need: bytes that are worth unpacking, by default what the file's header speaks of; some more are unpacked, but not all that a small
+    file may hold. Raises FormatError where there is less in the file, or in memory."""
+    check_room(path.stat().st_size, where)
     blob = path.read_bytes()
     if not blob:
         raise EOFError("the file is empty")
-    if not blob.startswith(_GZIP):
+    if not blob.startswith(GZIP):
         return blob
-    # a small file may unpack to more than there is memory: the header says how much is worth it
-    header = _first(path, _unpacked(blob, _HEAD))
+    most = _promised(path, blob, where) if need is None else need
+    check_room(most, where)
+    return unpack(blob, most + _HEAD)
+
+
+def _promised(path: Path, blob: bytes, where: str) -> int:
+    """Bytes of which the header of a packed file speaks. Raises FormatError where they are more than can be in it."""
+    header = _first(path, unpack(blob, _HEAD))
     shape = tuple(map(int, header.get_data_shape()))
     _check_shape(shape, where)
     need = max(0, int(header.get_data_offset())) + math.prod(shape) * header.get_data_dtype().itemsize
     check_size(need, _DEFLATE * len(blob), where)
-    return _unpacked(blob, need + _HEAD)
-
-
-def _unpacked(blob: bytes, most: int) -> bytes:
-    """The first bytes of what is packed, its members one after another; checked, where its end is reached."""
-    from isal import isal_zlib as zlib
-
-    pieces, left = [], most
-    while left > 0 and blob.startswith(_GZIP):
-        unpacker = zlib.decompressobj(31)
-        pieces.append(unpacker.decompress(blob, left))
-        left -= len(pieces[-1])
-        if not unpacker.eof:
-            if left > 0:
-                raise EOFError("compressed data ended before the end-of-stream marker was reached")
-            break
-        blob = unpacker.unused_data
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return need
 
 
 def _header(path: Path, blob: bytes) -> Any:
     import nibabel as nib
     from nibabel.freesurfer.mghformat import MGHImage
 
-    return (MGHImage if _mgh(path) else nib.Nifti2Image if _second(blob) else nib.Nifti1Image).from_bytes(blob)
+    return (MGHImage if _mgh(path) else nib.Nifti2Image if second(blob) else nib.Nifti1Image).from_bytes(blob)
 
 
 def _first(path: Path, head: bytes) -> Any:
@@ -151,11 +137,12 @@ def _first(path: Path, head: bytes) -> Any:
 
     if _mgh(path):
         return MGHHeader.from_fileobj(io.BytesIO(head))
-    kind = nib.Nifti2Header if _second(head) else nib.Nifti1Header
+    kind = nib.Nifti2Header if second(head) else nib.Nifti1Header
     return kind(head[: kind.template_dtype.itemsize], check=False)
 
 
-def _second(blob: bytes) -> bool:
+def second(blob: bytes) -> bool:
+    """Whether the first bytes are NIfTI-2's."""
     return 540 in (int.from_bytes(blob[:4], "little"), int.from_bytes(blob[:4], "big"))
 
 
@@ -225,25 +212,13 @@ def write(image: Image, path: Path, *, suffix: str) -> None:
     """
     data = image.data[0].detach().cpu()
     affine = embed(image.grid, image.slice_affine).numpy()
-    blob = _mgh_bytes(data, affine) if suffix.startswith(".mg") else _nifti_bytes(data, affine)
-    path.write_bytes(packed(blob) if suffix.endswith(("gz", "mgz")) else blob)
-
-
-def packed(blob: bytes) -> bytes:
-    """One gzip member, its pieces packed side by side: each ends in a full flush, on a byte, and knows nothing of the one before.
-
-    Level 1 packs scans nearly as well as higher ones. No time and no name, and pieces of one size: equal images are equal files."""
-    from isal import isal_zlib as zlib
-
-    def pack(start: int) -> bytes:
-        packer = zlib.compressobj(1, zlib.DEFLATED, -15)  # without header and trailer
-        last = start + _PIECE >= len(blob)
-        return packer.compress(memoryview(blob)[start: start + _PIECE]) + packer.flush(zlib.Z_FINISH if last else zlib.Z_FULL_FLUSH)
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        pieces = list(pool.map(pack, range(0, max(1, len(blob)), _PIECE)))
-    trailer = struct.pack("<II", zlib.crc32(blob), len(blob) & 0xFFFFFFFF)
-    return b"".join([b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff", *pieces, trailer])
+    head, voxels = (_mgh_bytes(data, affine), memoryview(b"")) if suffix.startswith(".mg") else _nifti_bytes(data, affine)
+    with path.open("wb") as file:
+        if suffix.endswith(("gz", "mgz")):
+            pack(head, voxels, file)
+        else:
+            file.write(head)
+            file.write(voxels)
 
 
 def stored(data: Tensor) -> Tensor:
@@ -253,8 +228,8 @@ def stored(data: Tensor) -> Tensor:
     return data.to(torch.float32) if data.is_floating_point() else data
 
 
-def _nifti_bytes(data: Tensor, affine: np.ndarray) -> bytes:
-    """Header, no extensions, voxels (C, *S) with the first axis fastest."""
+def _nifti_bytes(data: Tensor, affine: np.ndarray) -> tuple[bytes, memoryview]:
+    """Header, no extensions; voxels (C, *S) with the first axis fastest."""
     import nibabel as nib
 
     data = stored(data)
@@ -279,7 +254,7 @@ def _nifti_bytes(data: Tensor, affine: np.ndarray) -> bytes:
     header.set_xyzt_units("mm")
     header.set_slope_inter(1, 0)
     header["vox_offset"] = 352
-    return b"".join([header.binaryblock, bytes(4), voxels.data])
+    return header.binaryblock + bytes(4), voxels.reshape(-1).view(np.uint8).data
 
 
 def set_affine(header: Any, affine: np.ndarray, code: int = 1) -> None:

@@ -25,7 +25,7 @@ def sha256(path: str | Path) -> str:
 
     Raises FormatError if it cannot be read.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         if not path.is_dir():
             with path.open("rb") as file:

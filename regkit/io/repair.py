@@ -16,11 +16,13 @@ from regkit.io.findings import FIXES, ON_REQUEST, UNITS, axes_of, possible, usab
 from regkit.io.headers import Header, header_file, raw_nifti, read_header
 from regkit.io.images import image_suffix
 from regkit.io.output import output_file
+from regkit.io.packing import pack
 from regkit.io.slices import reason
 
 KINDS = {".nii": (".nii", ".nii.gz"), ".mgh": (".mgh", ".mgz"), ".nrrd": (".nrrd", ".mha")}
 """What a copy may be called, by what is written."""
 _PLACE = {"no-orientation", "sform-qform", "handedness", "sform-unusable", "qform-unusable", "voxel-size", "shear"}
+_HEADER = 1 << 24  # bytes of a header of its own, with extensions, at most
 _ALIGNED = 2  # NIfTI's code for a place that no scanner vouches for
 
 
@@ -49,7 +51,11 @@ def repaired(path: str | Path, output: str | Path, *, units: str | None = None, 
                 _itk(path, unfinished, header, codes, units, where)
             else:
                 blob = _mgh(path, header, codes, units, where) if header.kind == "mgh" else _nifti(path, header, codes, units, where)
-                unfinished.write_bytes(nifti.packed(blob) if output.name.lower().endswith(("gz", ".mgz")) else blob)
+                with unfinished.open("wb") as file:
+                    if output.name.lower().endswith(("gz", ".mgz")):
+                        pack(b"", blob, file)
+                    else:
+                        file.write(blob)
     except RegkitError:
         raise
     except Exception as error:  # nibabel, isal, SimpleITK and numpy raise a dozen types on damaged bytes; all mean the same here
@@ -130,17 +136,19 @@ def _nifti(path: Path, header: Header, codes: set[str], units: str | None, where
         raw, after = _from_analyze(path)
         fallback = None
     else:
-        blob = nifti.unpacked(header_file(path))
+        half = path.name.lower().endswith((".hdr", ".img"))
+        blob = nifti.unpacked(header_file(path), where, _HEADER if half else None)
         raw, mended = raw_nifti(blob)
         fallback = mended.get_base_affine() if all(math.isfinite(v) for v in header.spacing) else None
         size, start = len(raw.binaryblock), int(mended.get_data_offset())
         after = blob[size:]
-        if path.name.lower().endswith((".hdr", ".img")):
+        voxels = math.prod(header.shape) * raw.get_data_dtype().itemsize
+        if half:
             extensions = after or bytes(4)
-            after = extensions + nifti.unpacked(_voxel_file(path))[start:]
+            after = extensions + nifti.unpacked(_voxel_file(path), where, start + voxels)[start:]
             start = size + len(extensions)
             raw["magic"], raw["vox_offset"] = raw["magic"].item().replace(b"ni", b"n+"), start
-        nifti.check_size(math.prod(header.shape) * raw.get_data_dtype().itemsize, len(after) + size - start, where)
+        nifti.check_size(voxels, len(after) + size - start, where)
     place, changed = _place(header, codes, units, fallback, where)
     if changed:
         sform, qform = header.codes
@@ -177,7 +185,7 @@ def _from_analyze(path: Path) -> tuple[Any, bytes]:
 def _mgh(path: Path, header: Header, codes: set[str], units: str | None, where: str) -> bytes:
     from nibabel.freesurfer.mghformat import MGHHeader
 
-    blob = nifti.unpacked(path)
+    blob = nifti.unpacked(path, where)
     raw: Any = MGHHeader(blob)  # which makes up a place where none is stated
     size = raw.get_data_offset()
     nifti.check_size(math.prod(header.shape) * raw.get_data_dtype().itemsize, len(blob) - size, where)
@@ -193,7 +201,7 @@ def _mgh(path: Path, header: Header, codes: set[str], units: str | None, where: 
 def _itk(path: Path, output: Path, header: Header, codes: set[str], units: str | None, where: str) -> None:
     place, changed = _place(header, codes, units, None, where)
     with itk.quiet() as sitk:
-        image = sitk.ReadImage(str(path))
+        image = itk.load(path, where)
         if "last-axis" in codes:
             image = image[..., 0]
         d = image.GetDimension()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regkit.errors import FormatError, GeometryError
 from regkit.image import Image
+from regkit.io.memory import check_room
 from regkit.space import Grid
 
 # torch holds these but can neither compare them nor find their minimum (2.13), so they are widened at the door.
@@ -54,7 +55,10 @@ def tensor(array: np.ndarray | Tensor, where: str) -> Tensor:
                 raise FormatError(f"{where}: uint64 voxels up to {int(array.max())}; expected at most 2^63 - 1")
         # A view of a file's bytes is read-only, which torch cannot hold: such an array is copied even if it fits.
         fits = array.dtype == native and array.flags.c_contiguous and array.flags.writeable
-        array = torch.from_numpy(array if fits else np.array(array, dtype=native, order="C"))
+        if not fits:
+            check_room(array.size * native.itemsize, where)
+            array = np.array(array, dtype=native, order="C")
+        array = torch.from_numpy(array)
     if array.is_complex() or array.is_quantized:
         raise FormatError(f"{where}: voxels of type {array.dtype}; expected integers or real numbers")
     if array.dtype == torch.uint64:

@@ -3,6 +3,7 @@ in JSON, and displacement fields."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,9 @@ def write_field(transform: Transform, grid: Grid, path: str | Path, *, overwrite
     """Write what a transform adds to the points of a grid as a displacement field, as ITK, ANTs and 3D Slicer read it: mm, LPS.
 
     Between its points other tools interpolate linearly; a field on the fixed scan's grid is as exact as that scan's voxels."""
-    points = grid.points()
-    moves = torch.cat([transform(part) - part for part in points.split(500_000, 1)], 1)
-    field = points_to_ras(moves).mT.reshape(1, grid.ndim, *grid.shape)  # the flip is its own inverse
-    return write_image(Image(field.float(), grid), path, overwrite=overwrite)
+    field = torch.empty(1, grid.ndim, math.prod(grid.shape))
+    for low in range(0, field.shape[-1], 500_000):
+        index = np.stack(np.unravel_index(np.arange(low, min(low + 500_000, field.shape[-1])), grid.shape), -1)
+        points = grid.to_world(torch.from_numpy(index).double()[None])
+        field[:, :, low: low + 500_000] = points_to_ras(transform(points) - points).mT  # the flip is its own inverse
+    return write_image(Image(field.reshape(1, grid.ndim, *grid.shape), grid), path, overwrite=overwrite)

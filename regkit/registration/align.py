@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
-from importlib.metadata import version
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from regkit.errors import OptionError, OverlapError, RegkitError
+from regkit.errors import OptionError, RegkitError
 from regkit.image import Image
-from regkit.io import read_image, read_transform, sha256
+from regkit.io import read_image, sha256
 from regkit.io.doctor import examine, rank
 from regkit.io.findings import Finding, of_mask
-from regkit.registration.bend import bend
-from regkit.registration.evidence import gather
-from regkit.registration.guard import look, overlap
-from regkit.registration.nets import Trained
-from regkit.registration.pair import Pair, make_pair
-from regkit.registration.predict import chosen, said
-from regkit.registration.pyramid import build, choose_levels
+from regkit.registration.attempt import Ground
+from regkit.registration.ladder import climb
+from regkit.registration.machine import machine, versions
+from regkit.registration.memory import budgeted
+from regkit.registration.nets import SHIPPED, Trained
+from regkit.registration.pair import make_pair
 from regkit.registration.result import Registration
 from regkit.registration.settings import NET, START_NAMES, Settings
-from regkit.registration.start import Candidate
-from regkit.registration.steps import Outcome, Scene, score
-from regkit.registration.walk import walk
-from regkit.similarity import SIMILARITIES
-from regkit.space import MODELS, Frame, Matrix, Transform, model
-from regkit.space.transform import compose, linearised
-
-CURVED = ("projective", "tps")  # models that begin where the affine map ends
 
 
 def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any = None, settings: Settings | None = None,
@@ -45,12 +35,12 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
     fixed, moving and their masks: a path, a nibabel or SimpleITK image, a `regkit.Image`, or (array, affine) with the array
     in nibabel's axis order and the affine index → RAS+ mm. A mask counts where it is not zero, by world position.
     options: the fields of `regkit.Settings`: model, similarity, start, levels, interpolation, fill, volume, seed, threads,
-    device; or one ready `settings`. progress: called with (stage, share done).
+    device, max_memory; or one ready `settings`. progress: called with (stage, share done).
 
     → Registration: `.transform` maps fixed to moving points (RAS+ mm), `.moved` is the moving scan on the fixed grid.
 
-    Raises OptionError (an option is not understood), FormatError (a scan is unreadable, empty or constant), GeometryError
-    (2D against 3D, a broken affine), OverlapError (nothing in common where asked to begin).
+    Raises OptionError (an option is not understood, or memory will not do), FormatError (a scan is unreadable, empty or constant),
+    GeometryError (2D against 3D, a broken affine), OverlapError (nothing in common where asked to begin).
     """
     if settings is not None and options:
         raise OptionError(f"settings: given together with {', '.join(options)}; give one or the other")
@@ -60,6 +50,7 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
     tell("reading", 0.0)
     given_scans = {name: source for name, source in
                    {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask}.items() if source is not None}
+    budget = budgeted(given_scans, settings)
     with ThreadPoolExecutor(2) as pool:  # most of it is decompression, which lets other threads work
         images = pool.map(lambda item: read_image(item[1], volume=settings.volume, name=item[0]), given_scans.items())
         scans = dict(zip(given_scans, images, strict=True))
@@ -70,113 +61,30 @@ def align(fixed: Any, moving: Any, *, fixed_mask: Any = None, moving_mask: Any =
                          *(scans[name].to(device) if name in scans else None for name in ("fixed_mask", "moving_mask")),
                          run=run)
         tell("pyramid", 0.05)
-        given, notes = _given(pair, settings)
-        nets = chosen(settings.start, settings.model, pair.ndim)
-        asked = settings.level_list()
-        levels = choose_levels(pair) if asked is None else asked
-        canvases = build(pair, levels or _bare(pair, nets), literal=settings.similarity == "mse",
-                         run=run)
-        frame = Frame.of(pair.fixed.grid)
-        scene = Scene(canvases, frame, MODELS["affine" if settings.model in CURVED else settings.model], settings.seed, run)
-        built = time.perf_counter()
-        start = settings.start if settings.start in START_NAMES else "given"
-        known = [Candidate(_in_frame(given, frame)[0], "given", True)] if given is not None else said(nets, scene)
-        asked_nets = time.perf_counter()
-        outcome = walk(scene, settings.similarity, start, known, bool(levels), tell)
-        transform = _finish(outcome, scene)
-        eye = _in_frame(Matrix.identity(pair.ndim).to(device), frame)
-        outcome.scores["header"] = score(scene, min(1, len(canvases) - 1), tuple(outcome.similarity.split("+")), eye)
-        bent = _bend(scene, outcome, settings, bool(levels), tell) if settings.model in CURVED else None
-        transform = transform if bent is None else compose(transform, bent)
-        findings = look(pair, transform, outcome.scores)
-        walked = time.perf_counter()
-        usual = levels and asked is None and settings.similarity != "mse"
-        seen = scene if usual else replace(scene, canvases=build(pair, choose_levels(pair)[:2], run=run))
-        evidence = gather(seen, outcome.map)
-        outcome.seconds["verdict"] = time.perf_counter() - walked
+        ready = time.perf_counter()
+        found, tried = climb(Ground(pair, settings, run, None if budget is None else budget.most), settings, tell)
     tell("done", 1.0)
-    seconds = {"read": read - began, "pyramid": built - read, **({"net": asked_nets - built} if nets else {}), **outcome.seconds,
-               "total": time.perf_counter() - began}
+    outcome = found.outcome
+    seconds = {"read": read - began, "check": ready - read, **outcome.seconds, "total": time.perf_counter() - began}
     trace = {
-        "versions": {name: version(name) for name in ("regkit", "torch", "numpy", "nibabel", "SimpleITK")},
-        "inputs": {name: _describe(name, source, scans) for name, source in given_scans.items()},
+        "versions": versions(), "machine": machine(device),
+        "inputs": {name: _describe(name, source, scans) for name, source in given_scans.items()} | _begins(settings, found.nets),
+        "nets": {net.name: sha256(net.file) for net in found.nets if net.file and net.file.parent == SHIPPED},
         "seed": settings.seed, "model": settings.model, "device": str(device), "threads": settings.threads or torch.get_num_threads(),
-        "levels_mm": [round(c[0].mm, 5) for c in canvases] if levels else [],
-        "chosen": {"similarity": outcome.similarity, "why": outcome.why},
-        "similarity": {"before": findings["similarity_header"], "after": findings["similarity_end"]},
-        "guard": findings, "evidence": {name: round(value, 5) for name, value in evidence.items()},
-        "candidates": outcome.candidates, "notes": [*pair.notes, *notes, *outcome.notes],
+        "levels_mm": list(found.levels), "chosen": {"similarity": outcome.similarity, "why": outcome.why},
+        "similarity": {"before": found.guard["similarity_header"], "after": found.guard["similarity_end"]},
+        "verdict": found.verdict.as_dict(), "evidence": found.evidence, "guard": found.guard, "attempts": tried,
+        "candidates": outcome.candidates, "notes": [*(budget.notes if budget else ()), *pair.notes, *outcome.notes],
+        "memory": None if budget is None else budget.as_dict(),
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }
-    return Registration(scans["fixed"], scans["moving"], transform.to("cpu"), settings, trace)
+    return Registration(scans["fixed"], scans["moving"], found.transform.to("cpu"), settings, trace)
 
 
 # the fields of Settings as keywords, so that help() and editors show them; defined there only
 align.__signature__ = inspect.signature(align).replace(parameters=[  # type: ignore[attr-defined]
     *(p for p in inspect.signature(align).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD),
     *(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in fields(Settings))])
-
-
-def _given(pair: Pair, settings: Settings) -> tuple[Matrix | None, list[str]]:
-    """The start read from a file, as a member of the model."""
-    if settings.start in START_NAMES or settings.start.startswith(NET):
-        if settings.start == "header" and overlap(pair, Matrix.identity(pair.ndim)) == 0:
-            raise OverlapError("start: the scans do not overlap where their headers put them; use --start auto or centre")
-        return None, []
-    given = read_transform(settings.start, ndim=pair.ndim)
-    if overlap(pair, given) == 0:
-        raise OverlapError(f"start: {settings.start} carries the scans apart, they do not overlap; check that it belongs to this pair")
-    kind = "affine" if settings.model in CURVED else settings.model
-    centre, corners = pair.fixed.grid.centre.cpu(), pair.fixed.grid.corners().cpu()
-    member = MODELS[kind].project(given.matrix if isinstance(given, Matrix) else _touching(given, centre), centre)
-    away = float((Matrix(member)(corners) - given(corners)).norm(dim=-1).max())
-    if away < 1e-4:
-        return Matrix(member).to(pair.fixed.grid.device), []
-    return Matrix(member).to(pair.fixed.grid.device), [f"start: {settings.start} is no {kind} map; the nearest one was taken "
-                                                       f"(corners of the scan shift by up to {away:.3g} mm)"]
-
-
-def _bare(pair: Pair, nets: list[Trained]) -> tuple[float, ...]:
-    """The level on which starts are compared where nothing is refined: the coarsest, or what a net is to see."""
-    return (min(choose_levels(pair)[0], *(net.millimetres(pair.fixed.grid) for net in nets)),) if nets else choose_levels(pair)[:1]
-
-
-def _touching(transform: Transform, centre: torch.Tensor) -> torch.Tensor:
-    """The affine map (1, D+1, D+1) that touches a curved one at a point (1, D)."""
-    linear = linearised(transform, centre, 1.0)
-    matrix = torch.eye(centre.shape[-1] + 1, dtype=linear.dtype)[None].clone()
-    matrix[:, :-1, :-1], matrix[0, :-1, -1] = linear, transform(centre[None])[0, 0] - linear[0] @ centre[0]
-    return matrix
-
-
-def _bend(scene: Scene, outcome: Outcome, settings: Settings, refined: bool, tell: Callable[[str, float], None]) -> Transform | None:
-    """What bends the affine map, acting before it; None where nothing is to be refined."""
-    if not refined:
-        outcome.notes.append(f"nothing was refined, so the map is affine and not {settings.model}")
-        return None
-    began = time.perf_counter()
-    tell("bend", 0.95)
-    names = tuple(name for name in outcome.similarity.split("+") if SIMILARITIES[name].residual in ("correlation", "difference"))
-    if not names:
-        outcome.notes.append(f"the map was bent under mind, which least squares can follow; {outcome.similarity} led to the affine map")
-    kind = model("tps", control=settings.control, stiffness=settings.stiffness) if settings.model == "tps" else MODELS[settings.model]
-    found, values = bend(scene, names or ("mind",), outcome.map, kind)
-    outcome.scores |= {"affine": values[-2], "bent": values[-1]}
-    outcome.seconds["bend"] = time.perf_counter() - began
-    return found
-
-
-def _in_frame(transform: Matrix, frame: Frame) -> torch.Tensor:
-    return frame.matrix @ transform.matrix @ frame.inverse
-
-
-def _finish(outcome: Outcome, scene: Scene) -> Matrix:
-    """The map in the world; rounding collected over many composed steps is taken out of rigid and similar ones."""
-    world = scene.frame.world(outcome.map)
-    if scene.model.name != "affine":
-        world = scene.model.project(world, scene.frame.centre)
-    d = scene.frame.centre.shape[-1]
-    return Matrix(torch.cat([world[:, :d], torch.eye(d + 1, dtype=world.dtype, device=world.device)[None, d:]], 1))
 
 
 def _describe(name: str, source: Any, scans: dict[str, Image]) -> dict[str, Any]:
@@ -197,6 +105,15 @@ def _examine(name: str, path: str | None, scans: dict[str, Image]) -> list[Findi
         found = examine(path, name=name, grid=image.grid)
     scan = scans[name.removesuffix("_mask")]
     return sorted(found + (of_mask(image.grid, scan.grid) if scan is not image else []), key=rank)
+
+
+def _begins(settings: Settings, nets: Sequence[Trained]) -> dict[str, Any]:
+    """The file that says where to begin, if there is one: a transform, or a net that is not shipped."""
+    name = settings.start.removeprefix(NET)
+    if settings.start.startswith(NET):
+        file = nets[0].file
+        return {"start": {"path": name, "sha256": sha256(file)}} if file and file.parent != SHIPPED else {}
+    return {} if name in START_NAMES else {"start": {"path": name, "sha256": sha256(name)}}
 
 
 def _device(name: str) -> torch.device:

@@ -18,10 +18,10 @@ _CONSTANT = 0.002  # of the range of intensities: interpolation leaves ripples a
 def background(data: Tensor, weight: Tensor | None = None) -> float | None:
     """The value that most corners of a scan (1, 1, *S) share, if a tenth of its voxels or more, of those that count, have it."""
     volume = data[0, 0]
-    corners = torch.stack([volume[at] for at in itertools.product((0, -1), repeat=volume.ndim)])
+    corners = torch.stack([volume[at] for at in itertools.product((0, -1), repeat=volume.ndim)]).float()
     value = corners.median()
     few = tuple(slice(None, None, max(1, n // 64)) for n in volume.shape)
-    some = volume[few]
+    some = volume[few].float()  # integers as narrow as these cannot hold their own range
     near = _CONSTANT * float(some.max() - some.min())
     if int(((corners - value).abs() <= near).sum()) < len(corners) // 2:
         return None

@@ -26,7 +26,7 @@ POINTS = 4_000
 def gather(scene: Scene, one: Tensor) -> dict[str, float]:
     """Evidence about a map (1, D+1, D+1) in the frame."""
     judge, level = inside(scene), min(1, len(scene.canvases) - 1)
-    found: dict[str, float] = {}
+    found = {"mm": scene.canvases[level][0].mm, "half_edge_mm": scene.frame.scale}
     for name in ("mind", "ngf"):
         similarity, share = compare(judge, level, (name,), one)
         found[name], found[f"{name}_share"] = similarity, share

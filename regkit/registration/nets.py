@@ -23,13 +23,14 @@ _FORMAT = "regkit net 1"
 @dataclass(frozen=True, eq=False)
 class Trained:
     """A net and the canvas it looks at: `edge` voxels along each axis, of `mm`, or of whatever size makes the canvas as wide as the scan
-    where `mm` is None. name: where it came from. info: what is known of it."""
+    where `mm` is None. name: where it came from. info: what is known of it. file: its weights, if they were read from one."""
 
     net: nn.Module
     edge: int
     mm: float | None
     name: str
     info: dict[str, Any]
+    file: Path | None = None
 
     @property
     def ndim(self) -> int:
@@ -73,7 +74,7 @@ def load(name: str | Path) -> Trained:
         with torch.device("meta"):
             net = NETS[said["kind"]].of(said["settings"])
         net.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
-        return Trained(net.eval().requires_grad_(False), int(said["edge"]), said["mm"], str(name), json.loads(header["info"]))
+        return Trained(net.eval().requires_grad_(False), int(said["edge"]), said["mm"], str(name), json.loads(header["info"]), path)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())  # torch lists keys on lines of their own
         raise CheckpointError(f"net: {path} does not fit this version of regkit ({why}); {cure}") from error

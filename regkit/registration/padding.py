@@ -21,7 +21,7 @@ _DENSE = 0.87  # of the smallest box around it an ellipsoid fills 0.52, a cylind
 
 
 def scanned(image: Image) -> Tensor | None:
-    """Where a scan (1, 1, *S) was measured, if that is a box in a constant border: (1, 1, *S) of 0 and 1, else None.
+    """Where a scan (1, 1, *S) was measured, if that is a box in a constant border: (1, 1, *S), bool, else None.
 
     The border is what has the value that all corners share. Boxes are turned in mm, whatever the voxels' shape."""
     volume = image.data[0, 0]
@@ -40,12 +40,13 @@ def scanned(image: Image) -> Tensor | None:
     inside = torch.ones(volume.shape, dtype=torch.bool, device=volume.device)
     for normal, least, most in zip(turn, low.tolist(), high.tolist(), strict=True):
         margin = float((normal.abs() * spacing).sum())  # the outermost voxel is a blend of the scan and the border
-        along = torch.zeros((), device=volume.device)
-        for axis, n in enumerate(volume.shape):
-            ramp = torch.arange(n, device=volume.device) * (normal[axis] * spacing[axis])
-            along = along + ramp.reshape([-1 if axis == other else 1 for other in range(volume.ndim)])
-        inside &= (along >= least + margin) & (along <= most - margin)
-    return inside[None, None].float()
+        first, *others = [torch.arange(n, device=volume.device) * (normal[axis] * spacing[axis]) for axis, n in enumerate(volume.shape)]
+        for plane, start in zip(inside, first, strict=True):  # plane by plane: scans are large
+            along = start
+            for axis, ramp in enumerate(others):
+                along = along + ramp.reshape([-1 if axis == other else 1 for other in range(volume.ndim - 1)])
+            plane &= (along >= least + margin) & (along <= most - margin)
+    return inside[None, None]
 
 
 def _surface(differs: Tensor) -> Tensor:

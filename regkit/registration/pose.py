@@ -41,11 +41,11 @@ class Poses:
         return Poses(*(torch.cat(both) for both in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
-def by_structure(scene: Scene, judge: Scene, name: str, poses: Poses, outcome: Outcome) -> Poses:
-    """The poses, and if none of them can be right those found among all shifts of many rotations by MIND."""
+def by_structure(scene: Scene, judge: Scene, name: str, poses: Poses, outcome: Outcome, wide: bool) -> Poses:
+    """The poses, and if none of them can be right (`wide`: in any case) those found among all shifts of many rotations by MIND."""
     best = poses.judged.argmax()
     asked = UNSURE if judge is scene or bool(poses.upright[best]) else UNSURE_INSIDE
-    if scene.model.name in TURNLESS or float(poses.judged[best]) >= asked:
+    if scene.model.name in TURNLESS or (float(poses.judged[best]) >= asked and not wide):
         return poses
     found = search_structure(*judge.canvases[0], scene.frame, STRUCTURED, scene.run)
     poses = poses + settle(judge, "mind", found, judge, outcome)
@@ -104,8 +104,8 @@ def settle(scene: Scene, name: str, pool: list[Candidate], judge: Scene, outcome
         fixed, moving = scene.canvases[0]
         f = features_of(fixed, SIMILARITIES["mind"])
         slid = list(scene.run(lambda one: shifted(fixed, moving, f, maps[one: one + 1], scene.frame, 2), turned.tolist()))
-        more = torch.stack([m for found in slid for m, _ in found])
-        more, better = refine(scene, 0, (name,), more, models[:2])
+        more = torch.cat([maps[:0], *(m[None] for found in slid for m, _ in found)])
+        more, better = refine(scene, 0, (name,), more, models[:2]) if len(more) else (more, scores[:0])
         maps, scores = torch.cat([maps, more]), torch.cat([scores, better])
         upright = torch.cat([upright, upright[turned].repeat_interleave(torch.tensor([len(found) for found in slid], device=maps.device))])
         header = torch.cat([header, torch.zeros(len(more), dtype=torch.bool, device=header.device)])

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from regkit.errors import GeometryError
 from regkit.image import Image
-from regkit.io import Points, output_folder, write_field, write_image, write_transform
+from regkit.io import Points, output_folder, sha256, write_field, write_image, write_transform
 from regkit.registration.apply import apply, carry_image
 from regkit.registration.settings import Settings
+from regkit.registration.verdict import Verdict
 from regkit.space import Composite, Matrix, Transform
 
+EXPECTED = "expected_error.nii.gz"
 FILES = ("moved.nii.gz", "transform.tfm", "registration.json")
 CURVED = ("transform.json", "displacement.nii.gz")  # in place of the .tfm, where the map is not affine
 
@@ -28,7 +30,7 @@ class Registration:
     """A finished alignment of `moving` to `fixed`.
 
     transform: fixed world → moving world, RAS+ mm. settings: what was asked. trace: what was done, ready for JSON:
-    inputs, versions, similarity before and after, candidates, the guard's findings, seconds by stage.
+    inputs, versions, similarity before and after, verdict and evidence, candidates, the guard's findings, seconds by stage.
     """
 
     fixed: Image
@@ -67,9 +69,16 @@ class Registration:
         return tuple(self.trace["guard"]["findings"])
 
     @property
-    def hopeless(self) -> bool:
-        """Whether the guard says the result is not to be used."""
-        return bool(self.trace["guard"]["hopeless"])
+    def verdict(self) -> Verdict:
+        """Whether the map is right, how surely, by how many mm it is probably off, and why."""
+        return Verdict.of(self.trace["verdict"])
+
+    def expected_error(self) -> Image:
+        """By how many mm the map is probably off at each voxel of the fixed scan, float32 on its grid: the verdict's expected error, spread
+        as small blocks of both scans disagree. Where nothing is seen of one of the scans it is NaN."""
+        from regkit.registration.expected import expected_error
+
+        return expected_error(self.fixed, self.moving, self.transform, self.verdict.expected_tre_mm)
 
     def inverse(self) -> Registration:
         """The same alignment the other way: fixed carried onto moving."""
@@ -108,21 +117,26 @@ class Registration:
 
     def write(self, folder: Path) -> None:
         """Write moved.nii.gz, transform.tfm and registration.json into an existing folder; a map that is not affine as
-        transform.json, exactly, and as displacement.nii.gz, which ITK, ANTs and 3D Slicer read."""
+        transform.json, exactly, and as displacement.nii.gz, which ITK, ANTs and 3D Slicer read; expected_error.nii.gz where the settings
+        ask for it. The record holds the SHA-256 of all
+        files there are in the folder by then."""
         moved = self.moved
         began = time.perf_counter()
         write_image(moved, folder / FILES[0])
         write_transform(self.transform, folder / (FILES[1] if self.affine else CURVED[0]))
         if not self.affine:
             write_field(self.transform, self.fixed.grid, folder / CURVED[1])
+        if self.settings.expected_error:
+            write_image(self.expected_error(), folder / EXPECTED)
         self.trace["seconds"]["write"] = round(time.perf_counter() - began, 4)
+        self.trace["outputs"] = {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()}
         (folder / FILES[2]).write_text(json.dumps(self.record(), indent=1) + "\n")
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Write the same files into a new or empty folder, all or nothing → the folder.
 
         Raises OutputError if the folder holds files; with `overwrite` an earlier result is replaced."""
-        with output_folder(folder, overwrite=overwrite, owned=(*FILES, *CURVED)) as stage:
+        with output_folder(folder, overwrite=overwrite, owned=(*FILES, *CURVED, EXPECTED)) as stage:
             self.write(stage)
         return Path(folder)
 

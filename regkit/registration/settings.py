@@ -6,6 +6,7 @@ Imports no torch, so that `regkit --help` answers at once.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 
 from regkit.errors import OptionError, choose
@@ -43,12 +44,18 @@ class Settings:
     """Control points along each axis of a thin-plate spline."""
     stiffness: float = 0.0
     """How much more than usual a thin-plate spline resists bending; 0.1 is stiff."""
+    retry: bool = True
+    """Whether to try other starts, another measure and a wider search where the verdict is FAIL."""
+    expected_error: bool = False
+    """Also write expected_error.nii.gz: by how many mm the map is probably off at each voxel."""
     seed: int = 0
     """Seed of the sample points."""
     threads: int | None = None
     """CPU threads; by default what torch takes."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    max_memory: str = "auto"
+    """Most memory to take, such as 4G or 800M: coarser where that suffices, else refused; auto is what there is, 0 no limit."""
 
     def __post_init__(self) -> None:
         choose("model", self.model, MODEL_NAMES)
@@ -62,6 +69,7 @@ class Settings:
             choose("start", self.start, START_NAMES)
         self.fill_value(0.0)
         self.level_list()
+        self.memory_limit()
         if not 2 <= self.control <= MOST_CONTROL:
             raise OptionError(f"control: {self.control}; expected 2 to {MOST_CONTROL} control points along each axis")
         if not 0 <= self.stiffness < math.inf:
@@ -83,6 +91,7 @@ class Settings:
             options["levels"] = "auto" if levels is None else f"{levels:g}"
         options["fill"] = fill if isinstance(fill, str) else repr(float(fill))  # type: ignore[arg-type]
         options["start"] = str(options.get("start", "auto"))
+        options["max_memory"] = str(options.get("max_memory", "auto"))
         return cls(**options)  # type: ignore[arg-type]
 
     def fill_value(self, minimum: float) -> float:
@@ -107,6 +116,16 @@ class Settings:
         if not all(0 < v < math.inf for v in levels):
             raise OptionError(f"levels: {self.levels!r}; every level must be a positive number of mm (a single 0 means no refinement)")
         return tuple(sorted(levels, reverse=True))
+
+    def memory_limit(self) -> int | None:
+        """Bytes; None: what there is; 0: no limit."""
+        if self.max_memory == "auto":
+            return None
+        found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([kKmMgGtT]?)(i?)[bB]?", self.max_memory.strip())
+        if found is None:
+            raise OptionError(f"max-memory: {self.max_memory!r}; expected bytes, such as 4G, 800M or 3.5GiB, or 0 for no limit, or auto")
+        number, unit, binary = found.groups()
+        return int(float(number) * (1024 if binary else 1000) ** ("kmgt".index(unit.lower()) + 1 if unit else 0))
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)

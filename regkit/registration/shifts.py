@@ -17,6 +17,7 @@ from regkit.space import Frame, Grid
 # lengths that are fast to transform, few of them so that sizes recur
 _FAST = (8, 12, 16, 20, 24, 27, 30, 36, 40, 45, 48, 54, 60, 64, 72, 80, 90, 100, 120, 128, 144, 160, 192, 240, 256, 320, 384, 480, 512,
          640, 768, 960, 1024)
+_SWOLLEN = 24  # times the moving canvas' voxels: a pose that needs more has blown up the scan, and is none
 _LEAST = 0.2  # share of the smaller scan's energy that must be seen together
 
 
@@ -101,7 +102,10 @@ def shifted(fixed: Canvas, moving: Canvas, f: Tensor, pose: Tensor, frame: Frame
     affine = torch.diag(torch.full((d + 1,), fixed.mm, dtype=torch.float64, device=pose.device))
     affine[d, d] = 1
     affine[:d, d] = low
-    grid = Grid(tuple(math.floor(n) + 1 for n in (size / fixed.mm).tolist()), affine)
+    shape = tuple(math.floor(n) + 1 for n in (size / fixed.mm).tolist())
+    if math.prod(shape) > _SWOLLEN * moving.data.numel():
+        return []
+    grid = Grid(shape, affine)
     data, weight = moving.source.read(grid, frame.world(pose))
     laid = Canvas(data, weight, grid, moving.source)
     found = shifts(fixed, laid, f, features_of(laid, SIMILARITIES["mind"]), frame, count, known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -104,7 +105,8 @@ def spread_out(maps: Tensor, scores: Tensor, count: int, apart: float) -> Tensor
 
 
 SEARCH_POINTS = (160, 1000)  # for all rotations, and for the better ones
-TURNED = 700  # rotations each of whose shifts are looked at where all else fails
+TURNED, TURNS_WORK = 700, 40e6  # rotations each of whose shifts are looked at where all else fails, and in how many voxels in all
+LEAST_TURNED = 150
 SEARCHED = 40  # rotations a measure that are looked at again
 # what ranks the rotations: a global measure sees far, a local one tells symmetric poses apart, cr sees through contrast
 TURNLESS = ("translation", "attention")  # models that keep the orientation
@@ -134,7 +136,9 @@ def search(fixed: Canvas, moving: Canvas, frame: Frame, measures: tuple[str, ...
 
 def search_structure(fixed: Canvas, moving: Canvas, frame: Frame, count: int, run: Run = map) -> list[Candidate]:
     """The best `count` poses by MIND among all shifts of some hundred rotations: for what nothing else finds, at its price."""
-    maps = about(rotations(fixed.grid.ndim, TURNED).to(fixed.data.device), middle(fixed, frame), middle(moving, frame))
+    voxels = math.prod(a + b for a, b in zip(fixed.data.shape[2:], moving.data.shape[2:], strict=True))
+    turns = rotations(fixed.grid.ndim, max(LEAST_TURNED, min(TURNED, int(TURNS_WORK / voxels))))
+    maps = about(turns.to(fixed.data.device), middle(fixed, frame), middle(moving, frame))
     f, known = features_of(fixed, SIMILARITIES["mind"]), {}
     found = [best for one in run(lambda pose: shifted(fixed, moving, f, pose, frame, 1, known), maps.split(1)) for best in one]
     maps, scores = torch.stack([m for m, _ in found]), torch.tensor([s for _, s in found], device=maps.device)

@@ -38,6 +38,12 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "likely_tre_mm": list(self.likely_tre_mm), "reasons": list(self.reasons)}
 
+    @staticmethod
+    def of(record: Mapping[str, Any]) -> Verdict:
+        """From `as_dict`."""
+        low, high = record["likely_tre_mm"]
+        return Verdict(record["status"], record["probability"], record["expected_tre_mm"], (low, high), tuple(record["reasons"]))
+
     def __str__(self) -> str:
         return f"{self.status} (right with a probability of {self.probability:.2f}; expected error {self.expected_tre_mm:.2g} mm)"
 

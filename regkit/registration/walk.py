@@ -29,8 +29,9 @@ COARSE = {"mse": "mse", "ncc": "ncc"}
 
 
 def walk(scene: Scene, similarity: str, start: str, given: list[Candidate], refined: bool,
-         progress: Callable[[str, float], None]) -> Outcome:
-    """From a start to the finest level; not `refined`: the best start as it is.
+         progress: Callable[[str, float], None], wide: bool = False) -> Outcome:
+    """From a start to the finest level; not `refined`: the best start as it is. wide: no pose is so convincing that others need not be
+    looked for.
 
     start: a name of `settings.START_NAMES`. given: what is known beforehand, from a file or by a net: one more candidate with
     `auto`, and else the only one."""
@@ -38,14 +39,14 @@ def walk(scene: Scene, similarity: str, start: str, given: list[Candidate], refi
     outcome = Outcome(torch.zeros(0), similarity)
     progress("start", 0.15)
     name = COARSE.get(similarity, "cr")
-    near = start == "auto" and bool(given) and refined and name != "mse"  # a net may spare the search
+    near = start == "auto" and bool(given) and refined and name != "mse" and not wide  # a net may spare the search
     pool = _pool(scene, similarity, "near" if near else start, given)
     clock = _lap(outcome, "start", clock)
     if not refined:
         return _pick(scene, pool, outcome)
     progress("coarse", 0.3)
     one, scene = _pose(scene, name, pool, near, lambda other, what: _pool(other, similarity, what, given if what != "far" else []), start,
-                       outcome)
+                       outcome, wide)
     if similarity == "auto":
         _choose(scene, one, outcome)
     clock = _lap(outcome, "coarse", clock)
@@ -60,7 +61,7 @@ def walk(scene: Scene, similarity: str, start: str, given: list[Candidate], refi
 
 
 def _pose(scene: Scene, name: str, pool: list[Candidate], near: bool, repool: Callable[[Scene, str], list[Candidate]], start: str,
-          outcome: Outcome) -> tuple[Tensor, Scene]:
+          outcome: Outcome, wide: bool) -> tuple[Tensor, Scene]:
     """The pose (1, D+1, D+1) from which to go on, and the scene with the backgrounds that count there. near: the pool leaves out the
     search, which is made up for where nothing else convinces."""
     if name == "mse":  # compares intensities as they are, the background's too
@@ -71,11 +72,11 @@ def _pose(scene: Scene, name: str, pool: list[Candidate], near: bool, repool: Ca
         more = repool(scene, "far")
         poses = poses + settle(scene, name, more, judge, outcome)
         pool += more
-    if len(pool) > 1 and float(poses.judged.max()) < CONVINCING:
+    if len(pool) > 1 and (wide or float(poses.judged.max()) < CONVINCING):
         poses = poses + settle(scene, name, pool, judge, outcome, along=True)
         for other in stripped(scene):
             poses = poses + settle(other, name, repool(other, start), judge, outcome, along=True)
-        poses = by_structure(scene, judge, name, poses, outcome)
+        poses = by_structure(scene, judge, name, poses, outcome, wide)
         poses = nearby(scene, judge, poses, outcome)
     one, agreed = choose(poses, outcome)
     for canvas in itertools.chain(*scene.canvases, *judge.canvases):

@@ -60,7 +60,7 @@ def overlay(fixed: Image, before: Image | Callable[[Grid], Image], after: Image,
 def _plane(voxels: np.ndarray, axis: int, middle: tuple[int, ...]) -> np.ndarray:
     """The plane across `axis` as rows and columns of a picture: up is superior or anterior, and see planes.py."""
     plane = voxels if voxels.ndim == 2 else voxels[(slice(None),) * axis + (middle[axis],)]
-    return np.nan_to_num(plane[::-1, ::-1].T, nan=0.0, posinf=0.0, neginf=0.0)
+    return np.nan_to_num(plane[::-1, ::-1].T.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _plane_mm(shape: tuple[int, ...], spacing: list[float], axis: int) -> tuple[float, float]:

@@ -30,9 +30,8 @@ def pair_page(record: dict[str, Any], view: dict[str, Any], scores: dict[str, An
     """The page of one registration. record: the content of a `registration.json`. view: what `views.view` gives. scores:
     numbers as a case of an evaluation has them (`dice`, `dice_before`, `tre_mm` …) and `labels`, a list of rows, if any."""
     pictures = _Pictures()
-    guard = record.get("guard") or {}
     return _render("pair.html.j2", pictures, view=pictures.named(view), fixed=_file(record, "fixed"), moving=_file(record, "moving"),
-                   verdict=_verdict(guard), findings=list(guard.get("findings") or []), numbers=_numbers(record, view, scores or {}),
+                   verdict=_verdict(record), findings=_reasons(record), numbers=_numbers(record, view, scores or {}),
                    labels=(scores or {}).get("labels"), words=_map_words(record), matrix=record.get("matrix") or [],
                    notes=record.get("notes") or [], details=_details(record), unlike=_unlike(record),
                    version=(record.get("versions") or {}).get("regkit", ""))
@@ -59,12 +58,11 @@ def cohort_page(evaluation: dict[str, Any], views: dict[str, dict[str, Any]]) ->
 def fragment(record: dict[str, Any], view: dict[str, Any]) -> str:
     """A snippet for notebooks: the main numbers, and both scans on top of each other before and after. It needs no script
     and no style sheet, which notebooks' viewers take away."""
-    guard = record.get("guard") or {}
     rows = [(word, [_composed(plane["fixed"], plane[word]) for plane in view["planes"]]) for word in ("before", "after")
             if all(plane.get(word) for plane in view["planes"])]
     return _environment().get_template("fragment.html.j2").render(
-        fixed=_file(record, "fixed"), moving=_file(record, "moving"), verdict=_verdict(guard), rows=rows,
-        findings=list(guard.get("findings") or []), numbers=_numbers(record, view, {}))
+        fixed=_file(record, "fixed"), moving=_file(record, "moving"), verdict=_verdict(record), rows=rows,
+        findings=_reasons(record), numbers=_numbers(record, view, {}))
 
 
 class _Pictures:
@@ -145,12 +143,28 @@ def _file(record: Mapping[str, Any], name: str) -> str:
     return re.split(r"[\\/]", str(path))[-1] if path else name
 
 
-def _verdict(guard: Mapping[str, Any]) -> dict[str, str]:
-    if guard.get("hopeless"):
-        return {"kind": "bad", "word": "Not to be trusted.", "text": "The guard finds no agreement worth the name between the scans."}
-    if guard.get("findings"):
-        return {"kind": "doubt", "word": "Doubtful.", "text": "The guard found what a person should look at:"}
-    return {"kind": "good", "word": "No doubts found.", "text": "The guard does not see everything: look at the pictures."}
+_WORDS = {"PASS": ("good", "No verdict sees everything: look at the pictures."),
+          "WARN": ("doubt", "Look at the pictures before you use it."), "FAIL": ("bad", "It is not to be trusted.")}
+
+
+def _verdict(record: Mapping[str, Any]) -> dict[str, str]:
+    said = record.get("verdict") or {}
+    if said.get("status") not in _WORDS:
+        return {"kind": "doubt", "word": "No verdict.", "text": "None was recorded: look at the pictures."}
+    kind, advice = _WORDS[said["status"]]
+    text = f"The map is right with a probability of {_percent(said.get('probability'))}."
+    between = finite(said.get("likely_tre_mm") or [])
+    if kind != "bad" and len(between) == 2:
+        low, high = (figure(value, "mm") for value in between)
+        text += f" Corresponding points are probably {figure(said.get('expected_tre_mm'), 'mm')} apart ({low} to {high} in nine of ten cases)."
+    return {"kind": kind, "word": f"{said['status']}.", "text": f"{text} {advice}"}
+
+
+def _reasons(record: Mapping[str, Any]) -> list[str]:
+    """Why the verdict is what it is, and what the header doctor finds doubtful or wrong about the files."""
+    headers = [f"{name}: {one.get('what')}" for name, item in (record.get("inputs") or {}).items() for one in item.get("findings") or []
+               if one.get("severity") != "note"]
+    return [*((record.get("verdict") or {}).get("reasons") or []), *headers]
 
 
 _SCORES = (("dice", "Dice", "", True), ("hd95_mm", "HD95", "mm", False), ("asd_mm", "Surface distance", "mm", False),
@@ -212,13 +226,15 @@ def _details(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]
     for name, item in (record.get("inputs") or {}).items():
         size = "×".join(map(str, item.get("shape") or []))
         spacing = "×".join(f"{s:g}" for s in item.get("spacing_mm") or [])
-        inputs += [(name, str(item.get("path"))), ("", f"{size} voxels of {spacing} mm, {item.get('orientation')}"),
-                   ("", f"SHA-256 {item.get('sha256')}")]
+        scan = [("", f"{size} voxels of {spacing} mm, {item.get('orientation')}")] if size else []  # else where to begin
+        inputs += [(name, str(item.get("path"))), *scan, ("", f"SHA-256 {item.get('sha256')}")]
     guard = [(k, figure(v)) for k, v in (record.get("guard") or {}).items() if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    return [("Inputs", inputs), ("What the guard measured", guard),
+    evidence = [(k, figure(v)) for k, v in (record.get("evidence") or {}).items()]
+    return [("Inputs", inputs), ("What the guard measured", guard), ("Evidence", evidence),
             ("Settings", [(k, str(v)) for k, v in (record.get("settings") or {}).items()]),
             ("Seconds by stage", [(k, figure(v, "s")) for k, v in (record.get("seconds") or {}).items()]),
-            ("Versions", [(k, str(v)) for k, v in (record.get("versions") or {}).items()])]
+            ("Versions", [(k, str(v)) for k, v in (record.get("versions") or {}).items()]),
+            ("Machine", [(k, str(v)) for k, v in (record.get("machine") or {}).items()])]
 
 
 def _composed(fixed: str, moving: str) -> str:

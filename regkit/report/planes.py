@@ -30,15 +30,15 @@ def display(grid: Grid) -> tuple[list[tuple[int, bool]], list[float]]:
 
 
 def as_shown(image: Image, order: list[tuple[int, bool]]) -> np.ndarray:
-    """Voxels (X, Y(, Z)) float32 whose axes run to the right, anterior and superior: a view, nothing is copied."""
-    voxels = image.luminance().data[0, 0].detach().cpu().numpy().transpose([axis for axis, _ in order])
+    """Voxels (X, Y(, Z)) whose axes run to the right, anterior and superior: a view, of one channel nothing is copied."""
+    voxels = (image if image.channels == 1 else image.luminance()).data[0, 0].detach().cpu().numpy().transpose([axis for axis, _ in order])
     return voxels[tuple(slice(None, None, -1 if flip else 1) for _, flip in order)]
 
 
 def thin(voxels: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    """At most 64 voxels an axis, NaN as 0, and the steps between them: enough for a window and a centre."""
+    """At most 64 voxels an axis, float32, NaN as 0, and the steps between them: enough for a window and a centre."""
     steps = tuple(max(1, -(-n // 64)) for n in voxels.shape)
-    return np.nan_to_num(voxels[tuple(slice(None, None, k) for k in steps)], nan=0.0, posinf=0.0, neginf=0.0), steps
+    return np.nan_to_num(voxels[tuple(slice(None, None, k) for k in steps)].astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0), steps
 
 
 def window(voxels: np.ndarray) -> tuple[float, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -47,6 +49,20 @@ def items(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     """Tensors of N or 1 items, item by item."""
     n = max(map(len, tensors))
     return list(zip(*[t.expand(n, *t.shape[1:]).split(1) for t in tensors], strict=True))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Products of matrices on one thread: shared among several, their sums differ in the last bit with the number of threads, and one
+    and the same registration would give another file on another day. Points are read one by one, and may be shared out."""
+    count = torch.get_num_threads()
+    if count > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if count > 1:
+            torch.set_num_threads(count)
 
 
 def _is_identity(mapping: Tensor, source: Grid, target: Grid) -> bool:
@@ -94,14 +110,17 @@ def warp(image: Image, transform: Transform, grid: Grid, *, kernel: str = "linea
             return _supersampled(image, transform, grid, counts, kernel, fill)
         if float(wide.max()) > SHARP:
             blocks = aa.blocks_of(wide[0].tolist(), image.grid.shape)
-            data = aa.prefilter(prepare(data, "linear"), wide, blocks)
+            with _one_thread():
+                data = aa.prefilter(prepare(data, "linear"), wide, blocks)
     elif smoothing:
         steps = aa.local_steps(way, grid.shape, grid.device)
-        scales = aa.Scales.of(prepare(data, "linear"), steps, grid.shape, kernel)
+        with _one_thread():
+            scales = aa.Scales.of(prepare(data, "linear"), steps, grid.shape, kernel)
     limits = _limits(image) if kernel == "linear" and (data is not image.data or scales is not None) else None
-    data = prepare(data, kernel)
+    with _one_thread():
+        data = prepare(data, kernel)
 
-    out = []
+    out: Tensor | None = None
     step = max(1, _CHUNK // (n * grid.shape[-1] * (16 if kernel == "vote" else 1)))  # a vote looks at many places for each
     count, eye = math.prod(grid.shape[:-1]), torch.eye(grid.ndim + 1, dtype=torch.float64, device=grid.device)[None]
     for low in range(0, count, step):
@@ -118,8 +137,13 @@ def warp(image: Image, transform: Transform, grid: Grid, *, kernel: str = "linea
             values = values.clamp(*limits)
         if not bool(seen.all()):
             values = torch.where(seen[:, None], values, _constant(fill, values))
-        out.append(_restore(values, image.data.dtype, bounded=kernel != "cubic"))
-    return Image(torch.cat(out, -1).reshape(n, -1, *grid.shape), grid)
+        values = _restore(values, image.data.dtype, bounded=kernel != "cubic")
+        if out is None:  # all there will be, so that chunks need not be held and then joined
+            out = values if high == count else values.new_empty(*values.shape[:2], count * grid.shape[-1])
+        if out is not values:
+            out[..., low * grid.shape[-1]: high * grid.shape[-1]] = values
+    assert out is not None
+    return Image(out.reshape(n, -1, *grid.shape), grid)
 
 
 def _way(source: Grid, transform: Transform, target: Grid) -> IndexMap:
@@ -136,8 +160,9 @@ def _supersampled(image: Image, transform: Transform, grid: Grid, counts: tuple[
     ones = Image(torch.ones(len(image.data), 1, *image.grid.shape, device=image.data.device), image.grid)
     covered = warp(ones, transform, fine, kernel="nearest").data
     values = warp(image.with_data(prepare(image.data, "linear")), transform, fine, kernel=kernel).data
-    share = aa.reduce(covered, counts)
-    values = aa.reduce(values * covered, counts) / share.clamp_min(0.25)
+    with _one_thread():
+        share = aa.reduce(covered, counts)
+        values = aa.reduce(values * covered, counts) / share.clamp_min(0.25)
     values = values.clamp(*_limits(image)) if kernel == "linear" else values
     seen = warp(ones, transform, grid, kernel="nearest").data > 0.5
     values = torch.where(seen, values, _constant(fill, values))

@@ -13,9 +13,10 @@ from regkit.errors import RegkitError
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--output", "-o", "--model", "--similarity", "--start", "--fixed-mask", "--moving-mask", "--labels", "--fixed-points",
          "--moving-points", "--points-space", "--interpolation", "--fill", "--levels", "--volume", "--seed", "--threads",
-         "--device", "--overwrite", "--quiet", "--json"]
+         "--device", "--max-memory", "--overwrite", "--quiet", "--json"]
 APPLY_FLAGS = ["--transform", "-t", "--inverse", "--like", "--output", "-o", "--interpolation", "--fill", "--points-space",
                "--volume", "--overwrite", "--quiet"]
+REPLAY_FLAGS = ["--output", "-o", "--changed", "--overwrite", "--quiet", "--json"]
 DOCTOR_FLAGS = ["--mask", "--fixed", "--fix", "--units", "--straighten", "--volume", "--overwrite", "--quiet", "--json"]
 REPORT_FLAGS = ["--output", "-o", "--overwrite", "--quiet"]
 
@@ -26,7 +27,7 @@ def wide(monkeypatch):
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["--version"], ["register", "--help"], ["apply", "--help"], ["report", "--help"],
-                                  ["demo", "--help"], ["doctor", "--help"],
+                                  ["demo", "--help"], ["doctor", "--help"], ["replay", "--help"],
                                   ["register", "a.nii", "b.nii", "-o", "out", "--modle", "rigid"]])
 def test_help_and_mistakes_load_no_torch(argv):
     heavy = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "PIL", "monai", "matplotlib")
@@ -48,13 +49,13 @@ def test_module_and_script_are_the_same_door():
 def test_help_names_the_verbs(capsys):
     assert run(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(verb in text for verb in ("register", "apply", "report", "doctor", "demo"))
+    assert all(verb in text for verb in ("register", "apply", "report", "replay", "doctor", "demo"))
     assert run([]) == 0
     assert capsys.readouterr().out == text
 
 
 @pytest.mark.parametrize(("verb", "flags"), [("register", FLAGS), ("apply", APPLY_FLAGS), ("report", REPORT_FLAGS),
-                                             ("doctor", DOCTOR_FLAGS), ("demo", ["--output", "-o"])])
+                                             ("replay", REPLAY_FLAGS), ("doctor", DOCTOR_FLAGS), ("demo", ["--output", "-o"])])
 def test_help_has_every_flag(verb, flags, capsys):
     assert run([verb, "--help"]) == 0
     words = capsys.readouterr().out.replace("│", " ").split()
@@ -98,6 +99,8 @@ MISTAKES = [
     (["apply", "a.nii", "-t", "t.tfm", "-o", "b.nii"], "like: missing"),
     (["apply", "a.nii", "-t", "t.tfm", "-o", "b.csv", "--like", "f.nii"], "does not fit a.nii, which is an image"),
     (["report"], "DIR is missing"),
+    (["replay"], "DIR is missing"),
+    (["replay", "a", "-o", "b"], "registration.json"),
     (["report", "a", "-o", "b.html"], "registration.json"),
     (["apply", "a.csv", "-t", "t.tfm", "-o", "b.nii"], "does not fit a.csv, which is points"),
     (["apply", "a.csv", "-t", "t.tfm", "-o", "b.csv", "--points-space", "index"], "--points-on"),

@@ -42,8 +42,8 @@ def test_a_turned_box_is_found_whatever_its_voxels(degrees, fill, ndim):
     size = torch.tensor(image.grid.shape)
     deep = ((index > 2.5) & (index < size - 3.5)).all(1)
     outside = ((index < -0.5) | (index > size - 0.5)).any(1)
-    assert found.flatten()[deep].mean() > 0.99
-    assert found.flatten()[outside].mean() < 0.01
+    assert found.flatten()[deep].float().mean() > 0.99
+    assert found.flatten()[outside].float().mean() < 0.01
 
 
 def test_round_things_and_full_grids_are_left_alone(ndim):

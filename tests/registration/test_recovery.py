@@ -7,7 +7,7 @@ import torch
 
 import regkit
 from regkit import Image, Matrix
-from regkit.registration.align import CURVED
+from regkit.registration.attempt import CURVED
 from regkit.registration.settings import MODEL_NAMES, SIMILARITY_NAMES
 from regkit.space import MODELS, Frame
 from tests.registration.conftest import carried, known_map

@@ -84,6 +84,8 @@ def record() -> dict:
                           "orientation": "RAS"} for name in ("fixed", "moving")},
         "seed": 0, "model": "rigid", "device": "cpu", "threads": 1, "levels_mm": [8.0, 4.0],
         "chosen": {"similarity": "lncc", "why": ""}, "similarity": {"before": 0.2, "after": 0.9},
+        "verdict": {"status": "PASS", "probability": 0.97, "expected_tre_mm": 3.2, "likely_tre_mm": [1.1, 9.0], "reasons": ["all agrees"]},
+        "evidence": {"mind": 0.6},
         "guard": {"findings": [], "hopeless": False, "overlap": 0.9, "similarity_header": 0.2, "similarity_end": 0.9},
         "candidates": [], "notes": ["a note"], "seconds": {"read": 0.1, "total": 2.0}, "settings": {"model": "rigid", "volume": None},
     }
