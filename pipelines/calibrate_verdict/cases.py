@@ -18,7 +18,7 @@ from torch import Tensor
 
 import regkit
 from regkit.filters import smooth
-from regkit.space import MODELS as AFFINES
+from regkit.space import MODELS as MODELS_OF
 from regkit.space import Grid, Matrix
 from regkit.training.poses import turned
 
@@ -32,6 +32,8 @@ STARTS = ("auto", "header", "centre", "mass", "moments", "bare", "given", "given
 MODELS = ("affine", "affine", "affine", "similarity", "rigid")
 TURNS = (0.0, 0.25, 1.0, math.pi)  # radians at most
 WRONG, HOPELESS = 0.15, 0.04  # shares of the cases
+POSES, SHIFT, SCALES = (45, 90, 180), 0.15, (0.85, 1.15)  # degrees; of the edge; times
+STRANGE = 200
 BLOCKS = 6  # along an edge, of a scan whose blocks are exchanged
 
 
@@ -181,6 +183,42 @@ def case(number: int, pairs: list[Pair], seed: int, best: dict[str, Tensor]) -> 
     return Case(number, kind, group, id, start, model, variant, most, laid(fixed, a), laid(moving, b), a, b, given, seed)
 
 
+def accepted(number: int, pairs: list[Pair], seed: int) -> Case:
+    """Case `number` of those on which the verdict is held to its promise, all begun with auto: the pairs as they are, each turned by
+    every one of POSES, and STRANGE that cannot be aligned."""
+    rng, count = np.random.default_rng([seed, number, 1]), len(pairs)
+    if number < count:
+        return case(number, pairs, seed, {})
+    if number < count * (1 + len(POSES)):
+        pair, degrees = pairs[number % count], POSES[number // count - 1]
+        fixed, moving = (scan(pair[side]) for side in ("fixed", "moving"))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        axis = MODELS_OF["rigid"].exp(_turn(fixed.ndim, math.radians(degrees), generator), fixed.ndim)[0, :-1, :-1]
+        shift = torch.tensor(rng.uniform(-SHIFT, SHIFT, fixed.ndim)) * edge(moving)
+        a, b = torch.eye(fixed.ndim + 1, dtype=torch.float64)[None], about(axis * float(rng.uniform(*SCALES)), moving, shift)
+        return Case(number, "turned", pair["group"], pair["id"], "auto", "affine", "as it is", math.radians(degrees), fixed,
+                    laid(moving, b), a, b, None, seed)
+    ways, kind = strange(pairs), "wrong"
+    names = sorted({(a["group"], b["group"]) for a, b in ways})
+    some = [(a, b) for a, b in ways if (a["group"], b["group"]) == names[int(rng.integers(len(names)))]]
+    one, other = some[int(rng.integers(len(some)))]
+    group, id, variant = f"{one['group']} | {other['group']}", f"{one['id']} | {other['id']}", "as it is"
+    fixed, moving = scan(one["fixed"]), scan(other["moving"])
+    if number % 10 == 0:
+        kind, group, id = "hopeless", one["group"], one["id"]
+        variant, moving = spoilt(scan(one["moving"]), rng)
+    eye = torch.eye(fixed.ndim + 1, dtype=torch.float64)[None]
+    return Case(number, kind, group, id, "auto", "affine", variant, 0.0, fixed, moving, eye, eye, None, seed)
+
+
+def _turn(ndim: int, angle: float, generator: torch.Generator) -> Tensor:
+    """(1, P): rigid parameters that turn by an angle about a random axis."""
+    theta = torch.zeros(1, MODELS_OF["rigid"].count(ndim), dtype=torch.float64)
+    axis = torch.randn(theta.shape[1] - ndim, generator=generator, dtype=torch.float64)
+    theta[0, ndim:] = angle * axis / axis.norm()
+    return theta
+
+
 @lru_cache(maxsize=24)
 def _marks(path: str, image: str, kind: str) -> tuple[Any, Tensor, Tensor]:
     """Of points: names, world (P, D). Of labels: their numbers, the grid's inverse, and the array."""
@@ -202,7 +240,7 @@ def error(pair: Pair, map: Tensor) -> float | None:
 def least(pair: Pair) -> float:
     """The error of the affine map that fits the landmarks best, but no less than a voxel of the fixed scan."""
     (_, here, spacing), (_, there, _) = (_marks(pair[f"{side}_points"], pair[side], "points") for side in ("fixed", "moving"))
-    return max(error(pair, AFFINES["affine"].fit(here[None], there[None])) or 0.0, float(spacing.mean()))
+    return max(error(pair, MODELS_OF["affine"].fit(here[None], there[None])) or 0.0, float(spacing.mean()))
 
 
 def overlap(pair: Pair, map: Tensor, most: int = 400_000) -> float | None:

@@ -200,10 +200,10 @@ def report(rows: list[dict[str, Any]], chance: Array, status: NDArray[np.str_], 
              "all judged by models that saw nothing of their groups.", "",
              "| cases | good | PASS | WARN | FAIL | bad | PASS | WARN | FAIL | bad among PASS, 95 % bound | good that FAIL |",
              "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
-    groups = sorted({name for row in rows for name in row["groups"] if row["kind"] in ("plain", "related")})
+    groups = sorted({name for row in rows for name in row["groups"] if row["kind"] not in ("wrong", "hopeless")})
     parts = [("all", np.ones(len(rows), bool)),
-             *((k, np.array([kind == k for kind in kinds])) for k in ("plain", "related", "wrong", "hopeless") if k in kinds),
-             *((g, np.array([g in row["groups"] and row["kind"] in ("plain", "related") for row in rows])) for g in groups)]
+             *((k, np.array([kind == k for kind in kinds])) for k in ("plain", "turned", "related", "wrong", "hopeless") if k in kinds),
+             *((g, np.array([g in row["groups"] and row["kind"] not in ("wrong", "hopeless") for row in rows])) for g in groups)]
     for name, which in parts:
         numbers = [[int((which & (good == side) & (status == s)).sum()) for s in (PASS, WARN, FAIL)] for side in (1, 0)]
         (gp, gw, gf), (bp, bw, bf) = numbers
@@ -219,9 +219,9 @@ def report(rows: list[dict[str, Any]], chance: Array, status: NDArray[np.str_], 
             lines.append(f"| {low:g}–{high:g} | {int(some.sum())} | {said:.3f} | {right:.3f} | {right - said:+.3f} |")
     known = np.isfinite(error)
     rest = error[known] - guess[known]
-    lines += ["", f"Expected error, of {int(known.sum())} right maps with landmarks or at least {FEW} labels: it is off by a factor "
-              f"of {math.exp(float(np.median(np.abs(rest)))):.2f} in the median, and {100 * float((np.abs(rest) <= width[known]).mean()):.0f} % "
-              "lie within what is given for nine of ten."]
+    factor, share = math.exp(float(np.median(np.abs(rest)))), float((np.abs(rest) <= width[known]).mean())
+    lines += ["", f"Expected error, of {int(known.sum())} right maps with landmarks or at least {FEW} labels: it is off by a factor of "
+              f"{factor:.2f} in the median, and {100 * share:.0f} % lie within what is given for nine of ten."]
     return "\n".join(lines) + "\n"
 
 
@@ -240,9 +240,10 @@ def diagram(chance: Array, good: Array, path: Path) -> None:
         if some.any():
             n, k = int(some.sum()), int(good[some].sum())
             ends = [beta.ppf(0.025, k, n - k + 1) if k else 0.0, beta.ppf(0.975, k + 1, n - k) if k < n else 1.0]
-            axes.plot([chance[some].mean()] * 2, ends, color="tab:blue", lw=1)
-            axes.plot(chance[some].mean(), k / n, "o", color="tab:blue")
-            axes.annotate(str(n), (chance[some].mean(), k / n), textcoords="offset points", xytext=(6, -4), fontsize=8)
+            middle = float(chance[some].mean())
+            axes.plot([middle, middle], [float(end) for end in ends], color="tab:blue", lw=1)
+            axes.plot(middle, k / n, "o", color="tab:blue")
+            axes.annotate(str(n), (middle, k / n), textcoords="offset points", xytext=(6, -4), fontsize=8)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability said", ylabel="share of right maps", aspect="equal")
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -1,7 +1,7 @@
 """Register thousands of cases with known truth, and write down the evidence about each map and how good it is.
 
     python pipelines/calibrate_verdict/run.py PAIRS.json [MORE.json ...] -o OUT [--cases 3000] [--seed 0] [--jobs 2] [--minutes 100]
-        [--device cpu]
+        [--device cpu] [--accept]
     python pipelines/calibrate_verdict/fit.py OUT [MORE ...]
 
 PAIRS.json as for regkit evaluate, with groups. The first cases are the pairs as they are; then pairs turned, under other contrasts, cut,
@@ -40,19 +40,20 @@ def read(tables: list[Path]) -> list[cases.Pair]:
     return found
 
 
-def prepare(tables: list[Path], seed: int, device: str, best: dict[str, list]) -> None:
+def prepare(tables: list[Path], seed: int, device: str, accept: bool, best: dict[str, list]) -> None:
     torch.set_num_threads(1)
     maps = {k: torch.tensor(v, dtype=torch.float64)[None] for k, v in best.items()}
-    _STATE.update(pairs=read(tables), seed=seed, device=device, best=maps)
+    _STATE.update(pairs=read(tables), seed=seed, device=device, accept=accept, best=maps)
 
 
 def measured(number: int) -> dict[str, Any]:
     """One case done: what it was, the evidence, the truth."""
     pairs = _STATE["pairs"]
-    case = cases.case(number, pairs, _STATE["seed"], _STATE["best"])
+    accept = _STATE["accept"]
+    case = cases.accepted(number, pairs, _STATE["seed"]) if accept else cases.case(number, pairs, _STATE["seed"], _STATE["best"])
     row: dict[str, Any] = {"case": number, "kind": case.kind, "group": case.group, "id": case.id, "start": case.start, "model": case.model,
                            "variant": case.variant, "turn": round(case.turn, 3), "seed": case.seed}
-    options: dict[str, Any] = {"start": case.start, "model": case.model, "threads": 1, "device": _STATE["device"], "retry": False}
+    options: dict[str, Any] = {"start": case.start, "model": case.model, "threads": 1, "device": _STATE["device"], "retry": accept}
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         if case.given is not None:
@@ -67,9 +68,9 @@ def measured(number: int) -> dict[str, Any]:
             return {**row, "refused": str(refused)}
     row["seconds"] = round(time.perf_counter() - began, 3)
     map = torch.linalg.inv(case.moving_laid) @ torch.tensor(found.matrix)[None] @ case.fixed_laid
-    row |= {"matrix": map[0].tolist(), "evidence": found.trace["evidence"], "guard": found.trace["guard"],
+    row |= {"matrix": map[0].tolist(), **{key: found.trace[key] for key in ("evidence", "guard", "attempts")},
             "edge": round(cases.edge(case.fixed), 4), "mm": [round(v, 5) for v in found.trace["levels_mm"]]}
-    if case.kind in ("plain", "related"):
+    if case.kind in ("plain", "related", "turned"):
         pair = next(pair for pair in pairs if pair["id"] == case.id)
         row |= {"dice": cases.overlap(pair, map), "tre": cases.error(pair, map), "centres": cases.centres(pair, map)}
     return row
@@ -100,12 +101,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--accept", action="store_true", help="the pairs as they are, turned, and 200 that cannot be aligned; no others")
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
     path, count, until = given.output / "cases.jsonl", len(read(given.tables)), time.monotonic() + 60 * given.minutes
-    for numbers in (range(count), range(count, given.cases)):  # the pairs as they are tell where the starts are that are given
+    last = count * (1 + len(cases.POSES)) + cases.STRANGE if given.accept else given.cases
+    for numbers in (range(count), range(count, last)):  # the pairs as they are tell where the starts are that are given
         best = {row["id"]: row["matrix"] for row in done(path) if row.get("kind") == "plain" and "matrix" in row}
-        with multiprocessing.get_context("spawn").Pool(given.jobs, prepare, (given.tables, given.seed, given.device, best),
+        with multiprocessing.get_context("spawn").Pool(given.jobs, prepare, (given.tables, given.seed, given.device, given.accept, best),
                                                        maxtasksperchild=200) as pool, path.open("a", encoding="utf-8") as file:
             for row in pool.imap_unordered(guarded, pending(path, numbers), chunksize=1):
                 file.write(json.dumps(row) + "\n")

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 EXIT_FAIL = 3
 CARRIED = ("labels", "fixed_points", "moving_points")
 POINT_SPACES = ("ras", "lps", "index")
-OWNED = ("moved.nii.gz", "transform.tfm", "transform.json", "displacement.nii.gz", "expected_error.nii.gz", "registration.json", "overlay.png", PAGE,
-         "*_moved.nii.gz", "*_in_fixed.csv", "*_in_moving.csv")
+OWNED = ("moved.nii.gz", "transform.tfm", "transform.json", "displacement.nii.gz", "expected_error.nii.gz", "registration.json",
+         "overlay.png", PAGE, "*_moved.nii.gz", "*_in_fixed.csv", "*_in_moving.csv")
 """The names of the files that regkit writes, with wildcards: an output folder that holds others is never replaced."""
 
 

@@ -23,7 +23,7 @@ def expected_error(fixed: Image, moving: Image, transform: Transform, mean: floa
     """The expected error in mm at each voxel of the fixed scan, float32 on its grid; NaN where one of the scans was not seen.
 
     Small blocks of both scans are looked for in the other, at the finest level; how far beside the map they lie is averaged by a Gaussian
-    around each place, and scaled so that its mean over the blocks is `mean`. Of a curved map the blocks are looked for along its affine part.
+    around each place, and scaled so that its mean over the blocks is `mean`. Of a curved map blocks are looked for along its affine part.
     """
     pair = make_pair(fixed, moving)
     grid = _coarse(fixed.grid)

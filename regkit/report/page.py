@@ -156,7 +156,8 @@ def _verdict(record: Mapping[str, Any]) -> dict[str, str]:
     between = finite(said.get("likely_tre_mm") or [])
     if kind != "bad" and len(between) == 2:
         low, high = (figure(value, "mm") for value in between)
-        text += f" Corresponding points are probably {figure(said.get('expected_tre_mm'), 'mm')} apart ({low} to {high} in nine of ten cases)."
+        middle = figure(said.get("expected_tre_mm"), "mm")
+        text += f" Corresponding points are probably {middle} apart ({low} to {high} in nine of ten cases)."
     return {"kind": kind, "word": f"{said['status']}.", "text": f"{text} {advice}"}
 
 

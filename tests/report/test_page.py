@@ -155,14 +155,16 @@ def test_a_picture_of_several_methods_is_stored_once(evaluation, views):
 def test_pair_page(record, pictures):
     page = self_contained(pair_page(record, pictures["good"], {"dice": 0.8, "dice_before": 0.3, "labels": [
         {"label": 1, "name": "cord", "dice_before": 0.3, "dice": 0.8, "hd95_mm": None}]}))
-    for words in ("moving.nii.gz onto fixed.nii.gz", "PASS.", "97 %", "probably 3.20 mm apart (1.10 mm to 9.00 mm", "all agrees", "Landmark error, mean of 3", "6.00 mm → after 0.00 mm", "a note",
+    for words in ("moving.nii.gz onto fixed.nii.gz", "PASS.", "97 %", "probably 3.20 mm apart (1.10 mm to 9.00 mm", "all agrees",
+                  "Landmark error, mean of 3", "6.00 mm → after 0.00 mm", "a note",
                   "turns by 0.0° and keeps sizes", "cord"):
         assert words in page.text, words
 
 
 def test_pair_page_says_what_the_verdict_is_and_why(record, pictures):
     record["verdict"] |= {"status": "FAIL", "probability": 0.03, "reasons": ["the scans overlap by 2 %"]}
-    record["inputs"]["moving"]["findings"] = [{"severity": "doubtful", "what": "the axes are sheared"}, {"severity": "note", "what": "hush"}]
+    record["inputs"]["moving"]["findings"] = [{"severity": "doubtful", "what": "the axes are sheared"},
+                                              {"severity": "note", "what": "hush"}]
     text = Read(pair_page(record, pictures["good"])).text
     for words in ("FAIL.", "3 %", "not to be trusted", "the scans overlap by 2 %", "moving: the axes are sheared"):
         assert words in text, words
