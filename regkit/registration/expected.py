@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from regkit.image import Image
 from regkit.registration.blocks import Matches, cut, match
 from regkit.registration.pair import Pair, make_pair
 from regkit.registration.pyramid import build, choose_levels
 from regkit.registration.steps import Scene
-from regkit.sampling import inside, warp
+from regkit.sampling import warp
 from regkit.space import MODELS, Frame, Grid, Matrix, Transform
 from regkit.space.transform import Composite
 
 ACROSS = 24  # voxels of the map along the fixed scan's longest edge: there is no more to know
+BLOCKS = 1_500  # that are looked at
 WIDTH = 0.12  # of that edge: as far apart, blocks have a say on each other (sigma)
 PRIOR = 1.0  # blocks' worth of the mean error, where few blocks tell
 
@@ -30,17 +30,20 @@ def expected_error(fixed: Image, moving: Image, transform: Transform, mean: floa
     points = grid.points()[0]
     with torch.no_grad():
         found = _matches(pair, transform)
-    off = (transform(found.fixed[None])[0] - found.moving).norm(dim=1)
+    few = slice(None, None, max(1, len(found.alike) // BLOCKS))
+    found = Matches(found.fixed[few], found.moving[few], found.alike[few])
+    off = (transform(found.fixed[None])[0] - found.moving).norm(dim=1).float()
     if len(off):
         wide = WIDTH * ACROSS * float(grid.spacing[0, 0])
-        say = torch.exp(-(torch.cdist(points, found.fixed) / wide).square() / 2) * found.alike
-        usual = (off * found.alike).sum() / found.alike.sum()
+        say = torch.exp(-(torch.cdist(points.float(), found.fixed.float()) / wide).square() / 2) * found.alike.float()
+        usual = (off @ found.alike.float()) / found.alike.float().sum()
         values = mean * ((say @ off + PRIOR * usual) / (say.sum(1) + PRIOR) / usual.clamp_min(1e-9))
     else:
-        values = torch.full((len(points),), mean, dtype=torch.float64)
+        values = torch.full((len(points),), mean)
     coarse = Image(values.float().reshape(1, 1, *grid.shape), grid)
     data = warp(coarse, Matrix.identity(fixed.ndim), fixed.grid, antialias="none").data
-    return fixed.with_data(torch.where(_seen(fixed.grid, moving.grid, transform), data, torch.nan))
+    seen = warp(Image(torch.ones(1, 1, *moving.grid.shape), moving.grid), transform, fixed.grid, fill=0.0, antialias="none").data > 0.5
+    return fixed.with_data(torch.where(seen, data, torch.nan))
 
 
 def _matches(pair: Pair, transform: Transform) -> Matches:
@@ -59,13 +62,3 @@ def _coarse(grid: Grid) -> Grid:
     """The canvas on which errors are told apart; it reaches as far as the scan."""
     corners = grid.corners()[0]
     return grid.canonical(float((corners.amax(0) - corners.amin(0)).max()) / ACROSS)
-
-
-def _seen(fixed: Grid, moving: Grid, transform: Transform) -> Tensor:
-    """(1, 1, *S): whether the moving scan reaches there; plane by plane, as there may be many voxels."""
-    d, planes = fixed.ndim, []
-    rest = torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in fixed.shape[1:]], indexing="ij")
-    for first in range(fixed.shape[0]):
-        index = torch.stack([torch.full_like(rest[0], first), *rest], -1).reshape(1, -1, d)
-        planes.append(inside(moving.to_index(transform(fixed.to_world(index))), moving.shape)[0].reshape(fixed.shape[1:]))
-    return torch.stack(planes)[None, None]
