@@ -48,6 +48,8 @@ def by_structure(scene: Scene, judge: Scene, name: str, poses: Poses, outcome: O
     if scene.model.name in TURNLESS or (float(poses.judged[best]) >= asked and not wide):
         return poses
     found = search_structure(*judge.canvases[0], scene.frame, STRUCTURED, scene.run)
+    if not found:
+        return poses
     poses = poses + settle(judge, "mind", found, judge, outcome)
     outcome.notes.append(f"no pose found by {name} convinces; all shifts of many rotations were looked at by structure (MIND score "
                          f"{float(poses.judged.max()):.2f}, of right poses mostly 0.4 and more)")

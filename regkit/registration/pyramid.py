@@ -18,7 +18,8 @@ from regkit.sampling import inside, sample, shrinkage
 from regkit.similarity import Similarity
 from regkit.space import Grid
 
-_COARSE = 20  # voxels across the smaller scan at the coarsest level: 10 mm for a human head
+_COARSE, _WIDEST = 20, 60  # voxels across the smaller scan at the coarsest level, 10 mm for a human head; and across the larger at most:
+# a scan that is ten times as large by a wrong header would take hours
 MOST = {2: 600_000, 3: 2_500_000}  # voxels of a canvas
 _LARGE = 1_000_000  # voxels of a canvas from which on features are kept only as long as they are needed
 SAME = 0.01  # of a scan's range of intensities: what differs from the background by less is background
@@ -157,7 +158,8 @@ def choose_levels(pair: Pair) -> tuple[float, ...]:
 
 def levels_of(fixed: Grid, moving: Grid) -> tuple[float, ...]:
     """Working resolutions in mm: about 20 voxels across the smaller scan, halved as far as the scans resolve and time allows."""
-    coarse = min(extent(fixed), extent(moving)) / _COARSE
+    small, large = sorted((extent(fixed), extent(moving)))
+    coarse = max(small / _COARSE, large / _WIDEST)
     finest_voxel = max(float(fixed.spacing.min()), float(moving.spacing.min()))
     levels = [max(coarse, finest_voxel)]
     while len(levels) < (3 if fixed.ndim == 3 else 5) and levels[-1] / 2 > 0.6 * finest_voxel:

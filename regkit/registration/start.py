@@ -106,7 +106,7 @@ def spread_out(maps: Tensor, scores: Tensor, count: int, apart: float) -> Tensor
 
 SEARCH_POINTS = (160, 1000)  # for all rotations, and for the better ones
 TURNED, TURNS_WORK = 700, 40e6  # rotations each of whose shifts are looked at where all else fails, and in how many voxels in all
-LEAST_TURNED = 150
+LEAST_TURNED, MOST_TURNED = 150, 500_000  # rotations; and voxels from which on it would take minutes
 SEARCHED = 40  # rotations a measure that are looked at again
 # what ranks the rotations: a global measure sees far, a local one tells symmetric poses apart, cr sees through contrast
 TURNLESS = ("translation", "attention")  # models that keep the orientation
@@ -135,8 +135,11 @@ def search(fixed: Canvas, moving: Canvas, frame: Frame, measures: tuple[str, ...
 
 
 def search_structure(fixed: Canvas, moving: Canvas, frame: Frame, count: int, run: Run = map) -> list[Candidate]:
-    """The best `count` poses by MIND among all shifts of some hundred rotations: for what nothing else finds, at its price."""
+    """The best `count` poses by MIND among all shifts of some hundred rotations: for what nothing else finds, at its price;
+    none where that is too high."""
     voxels = math.prod(a + b for a, b in zip(fixed.data.shape[2:], moving.data.shape[2:], strict=True))
+    if voxels > MOST_TURNED:
+        return []
     turns = rotations(fixed.grid.ndim, max(LEAST_TURNED, min(TURNED, int(TURNS_WORK / voxels))))
     maps = about(turns.to(fixed.data.device), middle(fixed, frame), middle(moving, frame))
     f, known = features_of(fixed, SIMILARITIES["mind"]), {}
