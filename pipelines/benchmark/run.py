@@ -26,7 +26,7 @@ import tools
 
 COLUMNS = ["id", "group", "tool", "version", "status", "dice_before", "dice", "tre_before", "tre", "seconds", "peak_mb", "repeat",
            "threads", "ndim", "voxels", "spacing", "stages"]
-HOPELESS = 3  # regkit's exit code of a result that is written, but which its guard does not trust
+FAILED = 3  # regkit's exit code of a result that is written, but whose verdict is FAIL
 
 
 def options() -> argparse.Namespace:
@@ -97,12 +97,12 @@ def register(pair: scoring.Pair, name: str, found: tools.Found, folder: Path, fi
         except (OSError, ValueError, KeyError):
             row["status"] = "late" if cost.code == 124 else "failed"
         if matrix is not None and cost.code:
-            row["status"] = "hopeless" if name == "regkit" and cost.code == HOPELESS else "failed"
+            row["status"] = "verdict FAIL" if name == "regkit" and cost.code == FAILED else "failed"
         record = out / "result" / "registration.json"
         if record.exists():
             shutil.copy(record, target)
             row["stages"] = json.dumps(json.loads(record.read_text(encoding="utf-8"))["seconds"])
-    return row, matrix if row["status"] in ("ok", "hopeless") else None
+    return row, matrix if row["status"] in ("ok", "verdict FAIL") else None
 
 
 def describe(output: Path, there: dict[str, tools.Found], missing: list[str], threads: int) -> None:

@@ -84,7 +84,7 @@ def align_case(case: Case, settings: Settings, folder: Path) -> None:
     if {k: done.get(k) for k in asked} != asked:
         _reset_peak()
         result = align(**scans, settings=settings)
-        said = {**asked, "seconds": result.trace["seconds"]["total"], "peak_mb": _peak_mb(), "findings": list(result.findings)}
+        said = {**asked, "seconds": result.trace["seconds"]["total"], "peak_mb": _peak_mb(), "verdict": result.verdict.as_dict()}
         with output_folder(place, overwrite=True, owned=OWNED) as stage:
             write_transform(result.transform, stage / OWNED[0 if result.affine else 1])
             (stage / OWNED[2]).write_text(json.dumps(result.record(), indent=1) + "\n", encoding="utf-8")
