@@ -123,3 +123,20 @@ def test_aligning_loads_nothing_that_is_slow_to_import():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def _calls(file: Path) -> list[str]:
+    """Full names of what a file calls."""
+    return [ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=_ids)
+def test_nothing_that_a_file_says_is_run(file):
+    """Weights come by safetensors alone: no pickle, no eval, no shell."""
+    packages = {name.split(".")[0] for name in _imports(file)}
+    assert not packages & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "subprocess", "pty", "code"}
+    for call in _calls(file):
+        assert call not in {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "yaml.load", "yaml.unsafe_load",
+                            "yaml.full_load"} and not call.startswith(("os.exec", "os.spawn")), f"{file.relative_to(ROOT)} calls {call}"
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    assert not {word.arg for node in nodes if isinstance(node, ast.Call) for word in node.keywords} & {"allow_pickle", "shell"}

@@ -9,6 +9,7 @@ Exit codes: 0 done; 1 a fault of regkit's own; 2 a wrong option or input (one li
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -104,6 +105,8 @@ def _parse_message(error: Exception) -> str:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script: run one command line and exit with its code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text that a terminal can show
     code = run(argv)
     if argv is not None or "torch" not in sys.modules:
         sys.exit(code)

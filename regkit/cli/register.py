@@ -109,7 +109,7 @@ class Job:
                 result.write(folder)
                 draw(result, folder / "overlay.png")
                 shown = page(result.record(), result.fixed, result.moving, result.transform, luggage.shown())
-                (folder / PAGE).write_text(shown, encoding="utf-8")
+                (folder / PAGE).write_text(shown, encoding="utf-8", errors="replace")  # a file's name need not be UTF-8
         return result
 
     def _carried(self) -> dict[str, Any]:

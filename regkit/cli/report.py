@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from regkit.cli.console import Console
 from regkit.cli.record import RECORD, find, read_record
-from regkit.errors import FormatError, GeometryError
+from regkit.errors import FormatError, GeometryError, RegkitError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,17 +35,18 @@ def report(
 ) -> int:
     """Write one HTML page with pictures and numbers: of one registration, or of a whole evaluation. It needs no other file."""
     from regkit.io import output_file
+    from regkit.io.paths import folder_there, there
 
     console = Console(quiet=quiet)
-    folder = result if result.is_dir() else result.parent
+    folder = result if folder_there(result) else result.parent
     path = output or folder / PAGE
     with output_file(path, overwrite=overwrite) as unfinished:
-        if (result / EVALUATION).is_file():
+        if there(result / EVALUATION):
             # by name: evaluation lies in a room of its own, and only who evaluates loads it
             import_module("regkit.evaluation").load(result).report(unfinished)
         else:
-            record_path = result / RECORD if result.is_dir() else result
-            unfinished.write_text(_pair(record_path, console), encoding="utf-8")
+            record_path = result / RECORD if folder_there(result) else result
+            unfinished.write_text(_pair(record_path, console), encoding="utf-8", errors="replace")
     console.say(f"written to  {path}")
     return 0
 
@@ -89,6 +90,8 @@ def _pair(path: Path, console: Console) -> str:
 
     record = read_record(path)
     volume = (record.get("settings") or {}).get("volume")
+    if volume is not None and type(volume) is not int:
+        raise FormatError(f"record: {path} says volume {str(volume)[:100]!r}; run regkit register again")
     scans = {}
     for name in ("fixed", "moving"):
         item = record["inputs"][name]
@@ -98,8 +101,9 @@ def _pair(path: Path, console: Console) -> str:
             console.warn(f"{name}: {file} has changed since the registration; the pictures show what it holds now")
     try:
         transform = Matrix(record["matrix"])
-    except (GeometryError, TypeError, ValueError) as error:
-        raise FormatError(f"record: {path} holds a matrix that is none: {error}; run regkit register again") from error
+    except (GeometryError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise FormatError(f"record: {path} holds a matrix that is none: {' '.join(str(error).split())[:300]}; run regkit register again") \
+            from error
     carried = record.get("carried") or {}
 
     def points(side: str) -> list[Points]:
@@ -107,4 +111,11 @@ def _pair(path: Path, console: Console) -> str:
                             ndim=scans[side].ndim, name=f"{side}-points") for file in carried.get(f"{side}_points") or []]
 
     labels = [read_image(find(file, "labels", path), name="labels") for file in (carried.get("labels") or [])[:1]]
-    return page(record, scans["fixed"], scans["moving"], transform, Shown.of(labels, points("fixed"), points("moving")))
+    shown = Shown.of(labels, points("fixed"), points("moving"))
+    try:
+        return page(record, scans["fixed"], scans["moving"], transform, shown)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # who writes in a record can write anything
+        if isinstance(error, RegkitError):
+            raise
+        raise FormatError(f"record: {path} says what no page shows ({type(error).__name__} {str(error)[:200]}); register again") \
+            from error

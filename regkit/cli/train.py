@@ -91,8 +91,10 @@ def configured(config: Path, scans: Path | None, output: Path | None,
         name = choose("config", str(key).replace("-", "_"), kinds)
         given[name] = _typed(name, value, kinds[name])
 
+    from regkit.io.paths import home
+
     def place(path: str) -> Path:
-        return config.parent / Path(path).expanduser()
+        return config.parent / home(path)
 
     if given.get("weights") and place(given["weights"]).exists():  # else the name of a shipped net
         given["weights"] = str(place(given["weights"]))
@@ -125,7 +127,7 @@ def _read(config: Path) -> dict[str, Any]:
             said = json.loads(text)
         else:
             said = _yaml(text, config)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, (FormatError, OptionError)):
             raise
         raise FormatError(f"config: {config} cannot be read: {error}; expected YAML or JSON") from error

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from regkit.errors import FormatError, OptionError, choose
+from regkit.io.paths import folder_there, home, short, there
 
 FILES = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_points", "moving_points", "fixed_mask", "moving_mask")
 _BESIDE = (("labels", ("labels",), None), ("points", ("landmarks", "keypoints"), ".csv"), ("mask", ("masks",), None))
 _TURNED = re.compile(r"(.+)_(?:pose|turn)(\d+)_s(?:eed)?\d+")  # how the makers of turned copies name them
+_COLUMNS = 200  # of a table, at most
 _OWN = {".": "_", "/": "_", "\\": "_", ":": "_"}
 
 
@@ -62,8 +67,8 @@ def read_cases(source: str | Path | Iterable[Mapping[str, Any] | Case | str | Pa
             return _checked([case for table in source for case in read_cases(table)], "cases")  # type: ignore[arg-type]
         return _checked([row if isinstance(row, Case) else _case(row, Path(), f"case {n}")  # type: ignore[arg-type]
                          for n, row in enumerate(source, 1)], "cases")
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = home(source)
+    if folder_there(path):
         found = sorted(path.glob("*_dataset.json"))
         if len(found) != 1:
             raise FormatError(f"cases: {path} holds {len(found)} files *_dataset.json; give a table of cases, or a folder with one of them")
@@ -80,16 +85,22 @@ def read_cases(source: str | Path | Iterable[Mapping[str, Any] | Case | str | Pa
 
 
 def _csv(text: str, path: Path) -> list[dict[str, Any]]:
+    first = next(iter(io.StringIO(text)), "")
     try:
-        dialect = csv.Sniffer().sniff(text.splitlines()[0], ",;\t") if text.strip() else csv.excel
-        rows = list(csv.DictReader(text.splitlines(), dialect=dialect, strict=True))
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True, skipinitialspace=True)
+        head = list(reader.fieldnames or ())
+        if not {"fixed", "moving"} <= set(head):
+            raise FormatError(f"cases: {path} has the columns {short(','.join(head))}; expected a header with fixed and moving, and a row "
+                              "a pair")
+        if len(head) > _COLUMNS:
+            raise FormatError(f"cases: {path} has {len(head)} columns; expected at most {_COLUMNS}")
+        if twice := sorted({name for name in head if name and head.count(name) > 1}):
+            raise FormatError(f"cases: {path} has the column {short(twice[0])} twice; give each its own name")
+        rows = list(reader)
     except csv.Error as error:
         raise FormatError(f"cases: {path} is not a readable CSV table: {error}") from error
-    head = ",".join(k or "" for k in rows[0]) if rows else text.splitlines()[0] if text.strip() else ""
-    if not rows and "fixed" in head and "moving" in head:
+    if not rows:
         raise FormatError(f"cases: {path} holds a header and no pairs; expected a row a pair")
-    if not rows or not {"fixed", "moving"} <= set(rows[0]):
-        raise FormatError(f"cases: {path} has the columns {head!r}; expected a header with fixed and moving, and a row a pair")
     if any(None in row or None in row.values() for row in rows):
         n = next(n for n, row in enumerate(rows, 2) if None in row or None in row.values())
         raise FormatError(f"cases: {path}, row {n}: not as many cells as the header has")
@@ -99,7 +110,7 @@ def _csv(text: str, path: Path) -> list[dict[str, Any]]:
 def _json(text: str, path: Path) -> list[dict[str, Any]]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"cases: {path} is not JSON: {error}") from error
     if isinstance(content, dict) and any(key.endswith("_paired_images") or key.startswith("registration_") for key in content):
         return _learn2reg(content, path)
@@ -117,16 +128,18 @@ def _learn2reg(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     kinds = ("registration_val", "registration_test", "registration_train", "training_paired_images")
     pairs = next((content[kind] for kind in kinds if content.get(kind)), [])
     rows = []
+    if not isinstance(pairs, list):
+        raise FormatError(f"cases: {path}: {short(pairs)} is no list of pairs; expected Learn2Reg's")
     for pair in pairs:
         if not isinstance(pair, dict) or not {"fixed", "moving"} <= pair.keys():
-            raise FormatError(f"cases: {path}: {pair!r} names no fixed and moving image; expected Learn2Reg's pairs")
+            raise FormatError(f"cases: {path}: {short(pair)} names no fixed and moving image; expected Learn2Reg's pairs")
         row = {k: str(pair[k]) for k in ("fixed", "moving")}
         for side in ("fixed", "moving"):
             for kind, folders, suffix in _BESIDE:
                 for folder in folders:
                     name = row[side].replace("images", folder)
                     name = name if suffix is None else name.removesuffix(".nii.gz") + suffix
-                    if folder in name and (path.parent / name).exists() and f"{side}_{kind}" not in row:
+                    if folder in name and there(path.parent / name) and f"{side}_{kind}" not in row:
                         row[f"{side}_{kind}"] = name
         for kind, *_ in _BESIDE[:2]:  # what only one scan has measures nothing
             if (f"fixed_{kind}" in row) != (f"moving_{kind}" in row):
@@ -139,16 +152,15 @@ def _learn2reg(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
 def _case(row: Mapping[str, Any], base: Path, where: str) -> Case:
     known = {f.name for f in fields(Case)}
     for name in row:
-        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.85)
-        if name not in known and near:  # other columns may be there for other programs
-            raise FormatError(f"{where}: the column {name!r} is not known; is {near[0]} meant?")
-    values = {str(k): v for k, v in row.items() if k in known and v not in (None, "")}
+        if name not in known and (near := _near(str(name)[:_COLUMNS])):  # other columns may be there for other programs
+            raise FormatError(f"{where}: the column {short(name)} is not known; is {near} meant?")
+    values = {str(k): v for k, v in row.items() if k in known and v not in (None, "") and v == v}  # a data frame's NaN is nothing
     for name in ("fixed", "moving"):
         if name not in values:
             raise FormatError(f"{where}: no {name}; expected the path of the {name} scan")
     for name in FILES:
         if name in values:
-            values[name] = str(base / Path(str(values[name])).expanduser())
+            values[name] = str(base / home(str(values[name])))
     for kind in ("labels", "points"):
         if (f"fixed_{kind}" in values) != (f"moving_{kind}" in values):
             has, lacks = ("fixed", "moving") if f"fixed_{kind}" in values else ("moving", "fixed")
@@ -156,12 +168,19 @@ def _case(row: Mapping[str, Any], base: Path, where: str) -> Case:
     values["id"] = str(values.get("id", "--".join(Path(values[k]).name.split(".")[0] for k in ("fixed", "moving"))))
     values["group"] = str(values.get("group", "all"))
     try:
-        values["ndim"] = int(values.get("ndim", 3))
+        ndim = values.get("ndim", 3)
+        values["ndim"] = int(ndim)
+        if not isinstance(ndim, str) and values["ndim"] != ndim:
+            raise ValueError(f"ndim is {short(ndim)}")
         values["angle"] = float(values["angle"]) if "angle" in values else None
         values["truth"] = tuple(tuple(float(v) for v in line) for line in values.get("truth", ())) if not isinstance(
             values.get("truth"), str) else ()
-    except (TypeError, ValueError) as error:
-        raise FormatError(f"{where}: {error}; expected numbers in ndim, angle and truth") from error
+        if not all(math.isfinite(v) for v in (values["angle"] or 0.0, *(v for line in values["truth"] for v in line))):
+            raise ValueError("NaN or infinity")
+        if values["truth"] and {len(values["truth"]), *map(len, values["truth"])} not in ({3}, {4}):
+            raise ValueError("truth is no matrix of 3 or 4 rows and columns")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FormatError(f"{where}: {str(error)[:_COLUMNS]}; expected numbers in ndim, angle and truth") from error
     choose("points_space", values.setdefault("points_space", "ras"), ("ras", "lps", "index"))
     turned = _TURNED.fullmatch(values["id"]) if values["truth"] else None
     if turned:
@@ -172,17 +191,24 @@ def _case(row: Mapping[str, Any], base: Path, where: str) -> Case:
     return Case(**values)
 
 
+@cache
+def _near(name: str) -> str:
+    """The field that a column may stand for, or nothing."""
+    return next(iter(difflib.get_close_matches(name, [f.name for f in fields(Case)], n=1, cutoff=0.85)), "")
+
+
 def _checked(cases: Sequence[Case], where: str) -> list[Case]:
     if not cases:
         raise OptionError(f"{where}: no pairs; expected at least one")
-    if not any(Path(case.fixed).exists() for case in cases):  # one that is missing fails alone; all of them are a wrong folder
-        raise FormatError(f"{where}: none of the fixed scans exists (the first: {Path(cases[0].fixed).absolute()}); check the paths")
+    if not any(there(case.fixed) for case in cases):  # one that is missing fails alone; all of them are a wrong folder
+        raise FormatError(f"{where}: none of the fixed scans exists (the first: {short(str(Path(cases[0].fixed).absolute()))}); check the "
+                          "paths")
     seen: dict[str, str] = {}
     for case in cases:
         if case.key.lower() in seen:
             twin = seen[case.key.lower()]
-            same = (f"the id {case.id!r} is there twice" if twin == case.id else
-                    f"the ids {twin!r} and {case.id!r} are the same as a file name")
+            same = (f"the id {short(case.id)} is there twice" if twin == case.id else
+                    f"the ids {short(twin)} and {short(case.id)} are the same as a file name")
             raise FormatError(f"{where}: {same}; give every pair its own")
         seen[case.key.lower()] = case.id
     return list(cases)

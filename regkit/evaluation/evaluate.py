@@ -21,6 +21,7 @@ from regkit.evaluation.methods import reason_of, write_json
 from regkit.evaluation.result import Evaluation, gather
 from regkit.evaluation.statistics import ENOUGH_DICE, ENOUGH_TRE, ENOUGH_UNIT
 from regkit.evaluation.work import Job, Method, Turned, reference, work, write_lost
+from regkit.io.paths import folder_there, home
 from regkit.registration.settings import Settings
 
 MARK = "evaluation.json"
@@ -57,7 +58,7 @@ def evaluate(cases: str | Path | Iterable[Mapping[str, Any] | Case | str | Path]
     count = _processes() if jobs is None else jobs
     if count < 1:
         raise OptionError(f"jobs: {jobs}; expected 1 or more")
-    folder = Path(tempfile.mkdtemp(prefix="regkit-") if output is None else output).expanduser()
+    folder = home(tempfile.mkdtemp(prefix="regkit-") if output is None else output)
     try:
         _claim(folder, overwrite)
         write_json(folder / MARK, about)
@@ -77,11 +78,11 @@ def evaluate(cases: str | Path | Iterable[Mapping[str, Any] | Case | str | Path]
 
 def load(folder: str | Path) -> Evaluation:
     """The evaluation that lies in a folder. Raises FormatError (via `gather`) or OptionError where there is none."""
-    path = Path(folder).expanduser() / MARK
+    path = home(folder) / MARK
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         keys = list(about["keys"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OptionError(f"folder: {folder} holds no evaluation ({error}); give the folder that `regkit evaluate -o` wrote") from error
     done = [key for key in keys if (path.parent / "cases" / f"{key}.json").exists()]
     if not done:
@@ -107,8 +108,8 @@ def _methods(given: Mapping[str, Method | str]) -> dict[str, Method]:
         if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name in ("cases", "views", "before"):
             raise OptionError(f"methods: {name!r} is no name for one; use letters, digits, - and _ (not cases, views or before)")
         if isinstance(method, (str, Path)):
-            path = Path(method).expanduser()
-            if not path.is_dir():
+            path = home(method)
+            if not folder_there(path):
                 raise OptionError(f"methods: {name}: {path} is no folder; expected the folder of its results, one folder a case in it")
             method = path.absolute()
         elif not isinstance(method, Settings) and not callable(method):

@@ -68,7 +68,7 @@ def _cost(path: Path) -> dict[str, float]:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         return {k: float(said[k]) for k in ("seconds", "peak_mb") if said.get(k) is not None}
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, OSError, OverflowError, RecursionError) as error:
         raise FormatError(f"{path} is not readable: {error}; expected {{\"seconds\": …, \"peak_mb\": …}}") from error
 
 
@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         return said if isinstance(said, dict) else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

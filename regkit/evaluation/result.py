@@ -55,12 +55,12 @@ class Evaluation:
         """cases.csv, labels.csv, points.csv, summary.json and summary.md, each whole or not at all."""
         for name, frame in (("cases", self.cases), ("labels", self.labels), ("points", self.points)):
             with output_file(folder / f"{name}.csv", overwrite=True) as temporary:
-                frame.to_csv(temporary, index=False, float_format="%.6g")
+                frame.to_csv(temporary, index=False, float_format="%.6g", errors="replace")
         record = plain(self.record())
         with output_file(folder / "summary.json", overwrite=True) as temporary:
             temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         with output_file(folder / "summary.md", overwrite=True) as temporary:
-            temporary.write_text(self.markdown(), encoding="utf-8")
+            temporary.write_text(self.markdown(), encoding="utf-8", errors="replace")
 
     def report(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the page with tables, plots and pictures of all cases, one HTML file without a need of the network."""
@@ -73,7 +73,7 @@ class Evaluation:
             rows = json.loads((self.folder / "cases" / file.name).read_text(encoding="utf-8"))["rows"]
             views |= {f"{method}/{rows[0]['id']}": view for method, view in json.loads(file.read_text(encoding="utf-8")).items()}
         with output_file(path, overwrite=overwrite) as temporary:
-            temporary.write_text(cohort_page(plain(record), views), encoding="utf-8")
+            temporary.write_text(cohort_page(plain(record), views), encoding="utf-8", errors="replace")
         return Path(path)
 
     def markdown(self) -> str:
@@ -153,7 +153,7 @@ def gather(folder: Path, keys: list[str], about: dict[str, Any]) -> Evaluation:
             known = json.loads(path.read_text(encoding="utf-8"))
             for name, rows in parts.items():
                 rows += known[name]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise FormatError(f"{path} is not readable: {error}; evaluate once more, which makes it anew") from error
     cases: DataFrame = pandas.DataFrame(parts["rows"])
     for measure, asked in (("hd95_mm", "dice"), ("asd_mm", "dice"), ("tre_mm", "improved")):

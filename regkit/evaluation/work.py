@@ -62,7 +62,7 @@ class Job:
         """Whether the scores are there, whole, of the same inputs, and no method failed."""
         try:
             known = json.loads(self.scores.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         return (known.get("key") == self.key and all(row["status"] == "ok" for row in known["rows"])
                 and (not self.pictures or self.views.exists()) and not any(callable(m) for m in self.methods.values()))

@@ -10,6 +10,7 @@ import numpy as np
 
 from regkit.io.findings import APART, Finding, apart, axes_of, finding, of_place, spacing_of, usable
 from regkit.io.headers import Header, read_header
+from regkit.io.paths import home
 from regkit.space import Grid
 
 
@@ -19,7 +20,7 @@ def examine(path: str | Path, *, name: str = "scan", grid: Grid | None = None) -
     grid: the grid as it was read, which spares reading a DICOM series for it. Voxels are not looked at, so a truncated file may
     have none. Raises FormatError where there is no readable header.
     """
-    return findings(read_header(Path(path).expanduser(), name, grid))
+    return findings(read_header(home(path), name, grid))
 
 
 def findings(header: Header) -> list[Finding]:

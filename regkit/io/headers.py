@@ -60,7 +60,7 @@ def read_header(path: Path, name: str, grid: Grid | None = None) -> Header:
         if suffix is None:
             return _of_series(path, name, grid)
         if FORMATS[suffix][0] == "itk":
-            return _by_itk(path, suffix)
+            return _by_itk(path, suffix, where)
         block = begin(header_file(path), 540)
         if suffix in (".mgh", ".mgz", ".mgh.gz"):
             return _mgh(block)
@@ -151,10 +151,10 @@ def _mgh(block: bytes) -> Header:
                   tuple(float(v) for v in header["delta"]), stored=header.get_data_dtype())
 
 
-def _by_itk(path: Path, suffix: str) -> Header:
+def _by_itk(path: Path, suffix: str, where: str) -> Header:
     from regkit.io import itk
 
-    reader = itk.information(path)
+    reader = itk.information(path, where)
     dims = reader.GetDimension()
     shape, spacing = tuple(int(n) for n in reader.GetSize()), tuple(float(v) for v in reader.GetSpacing())
     ndim = min(dims, 3)

@@ -12,6 +12,7 @@ import torch
 from regkit.errors import FormatError, GeometryError, RegkitError
 from regkit.image import Image
 from regkit.io.output import output_file
+from regkit.io.paths import home
 from regkit.io.slices import as_image, tensor
 
 # suffix → (codec, whether it can be written). A header with its voxels in a second file cannot be replaced at once, so
@@ -62,7 +63,7 @@ def read_image(source: Any, *, volume: int | None = None, name: str = "image") -
     if isinstance(source, Image):
         return source
     if isinstance(source, (str, Path)):
-        return _read_path(Path(source).expanduser(), volume, name)
+        return _read_path(home(source), volume, name)
     if isinstance(source, tuple) and len(source) == 2:
         return _from_array(*source, name)
     modules = {kind.__module__.partition(".")[0] for kind in type(source).__mro__}
@@ -114,7 +115,7 @@ def write_image(image: Image, path: str | Path, *, overwrite: bool = False) -> P
     Raises FormatError for a suffix or voxels that cannot be written, GeometryError for a batch, OutputError for a place that
     is taken, read-only or full.
     """
-    path = Path(path).expanduser()
+    path = home(path)
     suffix = image_suffix(path)
     if suffix is None or not FORMATS[suffix][1]:
         known = ", ".join(s for s, (_, writable) in FORMATS.items() if writable)

@@ -17,7 +17,9 @@ from regkit.errors import FormatError, GeometryError, OutputError, RegkitError
 from regkit.image import Image
 from regkit.io.memory import check_room
 from regkit.io.nifti import select_volume, stored
+from regkit.io.paths import in_utf8
 from regkit.io.slices import as_image, embed, reason, tensor
+from regkit.io.whole import check_own, check_whole
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _FLOAT_PICTURES = (".tif", ".tiff")
@@ -78,27 +80,27 @@ def read(path: Path, volume: int | None, name: str) -> Image:
 
 
 def load(path: Path, where: str) -> Any:
-    """SimpleITK's image of the file at `path`. Raises FormatError where memory has no room for it, EOFError for truncated pictures, and
-    what SimpleITK raises."""
-    _check_room(path, 1, where)
-    _check_whole(path, path.suffix.lower())
-    with quiet() as sitk:
-        return sitk.ReadImage(str(path))
+    """SimpleITK's image of a file that holds what its header promises. Raises FormatError, also where memory has no room for it, and what
+    SimpleITK raises."""
+    reader = information(path, where)
+    check_whole(path, reader, where)
+    _check_room(reader, 1, where)
+    return reader.Execute()
 
 
-def _check_room(path: Path, count: int, where: str) -> None:
-    """Whether so many files such as that at `path` have room; what is wrong with their headers is said when they are read."""
-    with contextlib.suppress(RuntimeError):
-        reader = information(path)
-        stored = stored_as(reader)
-        check_room(count * math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (1 if stored is None else stored.itemsize), where)
+def _check_room(reader: Any, count: int, where: str) -> None:
+    """Whether so many files such as that of which a reader has read the header have room."""
+    stored = stored_as(reader)
+    check_room(count * math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (1 if stored is None else stored.itemsize), where)
 
 
-def information(path: Path) -> Any:
-    """SimpleITK's reader with the header of the file at `path`; the voxels stay unread. Raises what SimpleITK raises."""
+def information(path: Path, where: str = "") -> Any:
+    """SimpleITK's reader with the header of the file at `path`; the voxels stay unread. Raises what SimpleITK raises, and FormatError for
+    a header that it must not see."""
+    check_own(path, where or str(path))
     with quiet() as sitk:
         reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
+        reader.SetFileName(in_utf8(path))
         reader.ReadImageInformation()
         return reader
 
@@ -109,30 +111,6 @@ def stored_as(reader: Any) -> np.dtype | None:
 
     found = re.search(r"(\d+)-bit (signed|unsigned|float)", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
     return None if found is None else np.dtype(f"{'iuf'[('signed', 'unsigned', 'float').index(found[2])]}{int(found[1]) // 8}")
-
-
-def _check_whole(path: Path, suffix: str) -> None:
-    """Raise EOFError for truncated pictures that ITK's codecs fill up with grey without a word."""
-    if suffix in (".jpg", ".jpeg"):
-        blob = path.read_bytes()
-        # Within JPEG's data FF is always followed by 00 or a restart, so an end marker is the end.
-        if blob.startswith(b"\xff\xd8") and blob.rfind(b"\xff\xd9") < blob.rfind(b"\xff\xda"):
-            raise EOFError("the end of the picture is missing")
-    elif suffix == ".bmp":
-        blob = path.read_bytes()
-        if blob.startswith(b"BM") and len(blob) < int.from_bytes(blob[2:6], "little"):
-            raise EOFError("the end of the picture is missing")
-    elif suffix in _FLOAT_PICTURES:
-        blob = path.read_bytes()
-        order: Any = {b"II*\0": "little", b"MM\0*": "big"}.get(blob[:4])
-        seen: set[int] = set()
-        at = int.from_bytes(blob[4:8], order) if order else 0
-        while order and at and at not in seen:  # the chain of pages must end within the file
-            seen.add(at)
-            end = at + 2 + 12 * int.from_bytes(blob[at : at + 2], order)
-            if end + 4 > len(blob):
-                raise EOFError("the end of the picture is missing")
-            at = int.from_bytes(blob[end : end + 4], order)
 
 
 def from_sitk(image: Any, volume: int | None, where: str, *, pixels: bool = False) -> Image:
@@ -168,7 +146,7 @@ def affine_of(direction: Any, spacing: Any, origin: Any, ndim: int) -> Tensor:
 def series(folder: Path) -> dict[str, tuple[str, ...]]:
     """The DICOM series in `folder`, each with its files in order of position. Raises what SimpleITK raises."""
     with quiet() as sitk:
-        names = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+        names = sitk.ImageSeriesReader.GetGDCMSeriesIDs(in_utf8(folder))
         return {one: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), one) for one in names}
 
 
@@ -181,6 +159,8 @@ def read_dicom(folder: Path, name: str) -> Image:
     with quiet() as sitk:
         try:
             files = series(folder)
+        except RegkitError:
+            raise
         except Exception as error:
             raise FormatError(f"{where}: the folder cannot be read as DICOM: {reason(error)}") from error
         if not files:
@@ -189,7 +169,8 @@ def read_dicom(folder: Path, name: str) -> Image:
             listed = ", ".join(f"{one} ({len(names)} files)" for one, names in sorted(files.items()))
             raise FormatError(f"{where} holds {len(files)} DICOM series: {listed}; give a folder with one series")
         names = next(iter(files.values()))
-        _check_room(Path(names[0]), len(names), where)
+        with contextlib.suppress(RuntimeError):  # what is wrong with a header is said when it is read
+            _check_room(information(Path(names[0])), len(names), where)
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames(names)
         reader.MetaDataDictionaryArrayUpdateOn()
@@ -287,7 +268,9 @@ def write(image: Image, path: Path, *, suffix: str) -> None:
     with quiet() as sitk:
         made = to_sitk(image, slices=not picture)
         try:
-            sitk.WriteImage(made, str(path), useCompression=False)
+            sitk.WriteImage(made, in_utf8(path), useCompression=False)
+        except RegkitError:
+            raise
         except Exception as error:
             if isinstance(error, RuntimeError) and any(t in str(error) for t in ("No space", "could not be opened")):
                 raise OutputError(f"output: {path} cannot be written: {reason(error)}") from error

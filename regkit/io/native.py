@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from regkit.errors import FormatError, GeometryError, RegkitError
+from regkit.io.paths import short
 from regkit.io.slices import named
 from regkit.space import Composite, Frame, Matrix, Spline, SplineModel, Transform
 from regkit.space.spline import InverseSpline
@@ -18,6 +19,7 @@ from regkit.space.transform import compose
 
 SUFFIX = ".json"
 _MOST = 50_000_000  # bytes; a lattice of 40 control points along each axis has fewer
+_LATTICE = 16  # control points along each axis, at most; a spline solves for all of them at once
 _MAPS = "fixed world to moving world, RAS+ mm; of several parts the last acts on a point first"
 
 
@@ -61,7 +63,7 @@ def decode(path: Path, where: str) -> Transform:
         raise FormatError(f"{where} has no 'regkit_transform'; expected a transform as regkit writes it (registration.json is a record: "
                           "give the transform file beside it)")
     if content["regkit_transform"] != 1:
-        raise FormatError(f"{where} is of version {content['regkit_transform']!r}; this regkit reads version 1")
+        raise FormatError(f"{where} is of version {short(content['regkit_transform'])}; this regkit reads version 1")
     parts, ndim = content.get("parts"), content.get("ndim")
     if ndim not in (2, 3) or not isinstance(parts, list) or not parts:
         raise FormatError(f"{where} is incomplete: expected ndim 2 or 3 and a list of parts; it may be damaged")
@@ -74,10 +76,12 @@ def _decode(part: Any, ndim: int, where: str) -> Transform:
     if kind == "matrix":
         return Matrix(_numbers(part, "matrix", (ndim + 1, ndim + 1), where))
     if kind != "tps":
-        raise FormatError(f"{where} has a part of kind {kind!r}; expected matrix or tps")
+        raise FormatError(f"{where} has a part of kind {short(kind)}; expected matrix or tps")
     control, stiffness = part.get("control"), part.get("stiffness")
-    if not isinstance(control, int) or not isinstance(stiffness, (int, float)) or not 2 <= control <= 100:
-        raise FormatError(f"{where}: control {control!r}, stiffness {stiffness!r}; expected a whole number from 2 to 100 and a number")
+    if not isinstance(control, int) or not isinstance(stiffness, (int, float)) or isinstance(control, bool) or \
+            not 2 <= control <= _LATTICE or not abs(stiffness) < 1e300:
+        raise FormatError(f"{where}: control {short(control)}, stiffness {short(stiffness)}; expected a whole number from 2 to {_LATTICE} "
+                          "and a number")
     model = SplineModel(control, float(stiffness))
     scale = float(_numbers(part, "scale", (), where))
     edges = tuple(_numbers(part, "edges", (ndim,), where).tolist())
@@ -91,7 +95,7 @@ def _decode(part: Any, ndim: int, where: str) -> Transform:
 def _numbers(part: dict[str, Any], name: str, shape: tuple[int, ...], where: str) -> Tensor:
     try:
         found = torch.tensor(part.get(name), dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise FormatError(f"{where}: {name} is no array of numbers; it may be damaged") from error
     if tuple(found.shape) != shape or not all(math.isfinite(v) for v in found.flatten().tolist()):
         raise FormatError(f"{where}: {name} has shape {tuple(found.shape)} or is not finite; expected {shape}")

@@ -22,6 +22,7 @@ from regkit.io.slices import as_image, embed, reason, tensor
 
 _HEAD = 1 << 16  # bytes that hold any header
 _DEFLATE = 1032  # times that packing can make bytes fewer, at most
+_SPARE = 1 << 26  # bytes that may follow the voxels and are still checked
 _VECTOR_INTENT = 1007
 _COLOUR = {3: np.dtype([(c, "u1") for c in "RGB"]), 4: np.dtype([(c, "u1") for c in "RGBA"])}
 _MGH_TYPES = {"uint8": "uint8", "int8": "int16", "int16": "int16", "uint16": "int32", "int32": "int32", "float32": "float32"}
@@ -110,7 +111,7 @@ def unpacked(path: Path, where: str, need: int | None = None) -> bytes:
         return blob
     most = _promised(path, blob, where) if need is None else need
     check_room(most, where)
-    return unpack(blob, most + _HEAD)
+    return unpack(blob, most + _HEAD, _SPARE)
 
 
 def _promised(path: Path, blob: bytes, where: str) -> int:

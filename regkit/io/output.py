@@ -15,6 +15,7 @@ from pathlib import Path
 
 from regkit.errors import FormatError, OutputError
 from regkit.io.exchange import exchange
+from regkit.io.paths import home
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "the file system is read-only"}
 _HELD: set[str] = set()  # locks of this process: a lock with our process number that is not here is a dead run's
@@ -128,7 +129,7 @@ def output_folder(path: str | Path, *, overwrite: bool = False,
 
     Raises OutputError for a place that is taken, in use, read-only or full.
     """
-    path = Path(os.path.realpath(Path(path).expanduser()))
+    path = Path(os.path.realpath(home(path)))
     mine = owned if callable(owned) else frozenset(owned).__contains__
     stage = path.parent / f".{path.name}.regkit-{secrets.token_hex(4)}"
     with contextlib.ExitStack() as stack:

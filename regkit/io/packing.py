@@ -37,8 +37,8 @@ def begin(path: Path, count: int) -> bytes:
         return got
 
 
-def unpack(blob: bytes, most: int) -> bytes:
-    """The first bytes of what is packed, its members one after another; checked, where its end is reached."""
+def unpack(blob: bytes, most: int, spare: int = 0) -> bytes:
+    """The first bytes of what is packed, its members one after another; checked, where its end is reached: spare bytes later at most."""
     from isal import isal_zlib as zlib
 
     pieces, left = [], most
@@ -47,7 +47,9 @@ def unpack(blob: bytes, most: int) -> bytes:
         pieces.append(unpacker.decompress(blob, left))
         left -= len(pieces[-1])
         if not unpacker.eof:
-            if left > 0:
+            while left <= 0 < spare and not unpacker.eof and unpacker.unconsumed_tail:
+                spare -= len(unpacker.decompress(unpacker.unconsumed_tail, _PIECE))
+            if left > 0 or not (unpacker.eof or unpacker.unconsumed_tail):
                 raise EOFError("compressed data ended before the end-of-stream marker was reached")
             break
         blob = unpacker.unused_data

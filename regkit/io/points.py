@@ -17,6 +17,7 @@ from regkit.errors import FormatError, GeometryError, OptionError, choose
 from regkit.image import Image
 from regkit.io.itk import points_to_ras
 from regkit.io.output import output_file
+from regkit.io.paths import home, short
 from regkit.io.slices import axial, basis
 
 SPACES = ("ras", "lps", "index")
@@ -82,7 +83,7 @@ def read_points(path: str | Path, *, space: str = "ras", image: Image | None = N
     Raises FormatError (missing, empty, not numbers), GeometryError (z beside the plane of a 2D image), OptionError.
     """
     choose("space", space, SPACES)
-    path = Path(path).expanduser()
+    path = home(path)
     where = f"{name}: {path}"
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -108,32 +109,42 @@ def _parse(file_name: str, text: str, where: str) -> _Table:
 
 
 def _number(text: Any, where: str) -> float:
+    if not _is_number(text):
+        raise FormatError(f"{where}: {short(text)} is not a number")
     try:
         value = float(text)
-    except (TypeError, ValueError):
-        raise FormatError(f"{where}: {text!r} is not a number") from None
+    except OverflowError:  # a whole number of hundreds of digits
+        value = math.inf
     if not math.isfinite(value):
-        raise FormatError(f"{where}: {text} is not a finite number; remove the point or repair it")
+        raise FormatError(f"{where}: {str(text)[:100]} is not a finite number; remove the point or repair it")
     return value
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: Any) -> bool:
+    """Whether a cell, or a value in JSON, is a number. Python takes 1_000 and other scripts' digits for numbers, other programs do not."""
+    if not isinstance(text, str):
+        return isinstance(text, (int, float)) and not isinstance(text, bool)
     try:
         float(text)
     except ValueError:
         return False
-    return True
+    return text.isascii() and "_" not in text
+
+
+def _split(text: str) -> list[str]:
+    """The lines of a text; a form feed within a name parts none."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _lines(text: str, where: str) -> list[tuple[int, list[str]]]:
     """(line number, cells) of each row that is neither empty nor a comment, split by comma, semicolon, tab or blanks."""
-    content = "\n".join("" if line.lstrip().startswith("#") else line for line in text.splitlines())
-    first = next((line for line in content.splitlines() if line.strip()), "")
+    kept = ["" if line.lstrip().startswith("#") else line for line in _split(text)]
+    first = next((line for line in kept if line.strip()), "")
     mark = next((c for c in ",;\t" if c in first), None)
     try:
         if mark is None:
-            return [(n, line.split()) for n, line in enumerate(content.splitlines(), 1) if line.strip()]
-        reader = csv.reader(io.StringIO(content), delimiter=mark)
+            return [(n, line.split()) for n, line in enumerate(kept, 1) if line.strip()]
+        reader = csv.reader(io.StringIO("\n".join(kept)), delimiter=mark)
         found = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except csv.Error as error:
         raise FormatError(f"{where} is not a readable CSV table: {error}") from error
@@ -154,12 +165,14 @@ def _parse_csv(text: str, where: str) -> _Table:
     lower = [cell.lower() for cell in head]
     axes = [lower.index(a) for a in "xyz" if a in lower]
     if "x" not in lower or "y" not in lower:
-        raise FormatError(f"{where}: header {','.join(head)!r} has no columns x and y; expected x,y,z and any others")
+        raise FormatError(f"{where}: header {short(','.join(head))} has no columns x and y; expected x,y,z and any others")
+    if any(lower.count(a) > 1 for a in "xyz"):
+        raise FormatError(f"{where}: header {short(','.join(head))} has a column twice; expected one x, one y and one z")
     others = [k for k in range(len(head)) if k not in axes]
     coordinates, rows = [], []
     for n, row in lines:
         if len(row) != len(head):
-            raise FormatError(f"{where}, row {n}: {len(row)} cells; expected {len(head)} ({','.join(head)})")
+            raise FormatError(f"{where}, row {n}: {len(row)} cells; expected {len(head)} {short(','.join(head))}")
         coordinates.append([_number(row[k], f"{where}, row {n}") for k in axes])
         rows.append(tuple(row[k] for k in others))
     return _Table(coordinates, tuple(head[k] for k in others), tuple(rows))
@@ -168,26 +181,26 @@ def _parse_csv(text: str, where: str) -> _Table:
 def _slicer_frame(value: Any, where: str) -> str:
     frame = _SLICER_FRAMES.get(str(value).strip().lower())
     if frame is None:
-        raise FormatError(f"{where}: coordinate system {value!r}; expected RAS or LPS")
+        raise FormatError(f"{where}: coordinate system {short(value)}; expected RAS or LPS")
     return frame
 
 
 def _parse_fcsv(text: str, where: str) -> _Table:
     """3D Slicer's table: old versions say 0 or nothing for RAS, 1 for LPS."""
     frame, head = "ras", ["id", "x", "y", "z"]
-    for line in text.splitlines():
+    for line in _split(text):
         key, _, value = line.lstrip("# ").partition("=")
         if line.startswith("#") and key.strip().lower() == "coordinatesystem":
             frame = _slicer_frame(value, where)
         elif line.startswith("#") and key.strip().lower() == "columns":
             head = [cell.strip().lower() for cell in value.split(",")]
-    if not {"x", "y", "z"} <= set(head):
-        raise FormatError(f"{where}: columns {','.join(head)!r}; expected x, y and z among them")
+    if any(head.count(a) != 1 for a in "xyz"):
+        raise FormatError(f"{where}: columns {short(','.join(head))}; expected x, y and z among them, each once")
     coordinates, labels = [], []
     for n, row in _lines(text, where):
         cells = dict(zip(head, row, strict=False))
         if not {"x", "y", "z"} <= cells.keys():
-            raise FormatError(f"{where}, row {n}: {len(row)} cells; expected {','.join(head)}")
+            raise FormatError(f"{where}, row {n}: {len(row)} cells; expected {short(','.join(head))}")
         coordinates.append([_number(cells[a], f"{where}, row {n}") for a in "xyz"])
         labels.append((cells.get("label", ""),))
     return _Table(coordinates, ("label",), tuple(labels), frame)
@@ -202,6 +215,8 @@ def _parse_json(text: str, where: str) -> _Table:
                   if point.get("positionStatus", "defined") == "defined"]
         coordinates, labels = [], []
         for n, (frame, point) in enumerate(points, 1):
+            if word := next((v for v in point["position"] if isinstance(v, str)), None):
+                raise FormatError(f"{where}, point {n}: {short(word)} is not a number")
             position = [_number(v, f"{where}, point {n}") for v in point["position"]]
             if len(position) != 3:
                 raise FormatError(f"{where}, point {n}: {len(position)} coordinates; expected 3")
@@ -210,7 +225,7 @@ def _parse_json(text: str, where: str) -> _Table:
     except FormatError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{where} is not 3D Slicer's markups: {type(error).__name__} {error}; expected .mrk.json") from error
+        raise FormatError(f"{where} is not 3D Slicer's markups: {type(error).__name__} {str(error)[:200]}; expected .mrk.json") from error
     return _Table(coordinates, ("label",), tuple(labels), "ras")
 
 
@@ -255,7 +270,7 @@ def write_points(points: Points, path: str | Path, *, space: str = "ras", image:
     Raises FormatError for another suffix than .csv, OptionError, OutputError for a place that is taken or read-only.
     """
     choose("space", space, SPACES)
-    path = Path(path).expanduser()
+    path = home(path)
     if path.suffix.lower() != ".csv":
         raise FormatError(f"output: {path.name}: points are written as .csv")
     if image is not None and image.ndim != points.ndim:
@@ -267,7 +282,7 @@ def write_points(points: Points, path: str | Path, *, space: str = "ras", image:
     for row, others in zip(given.tolist(), points.rows, strict=True):
         writer.writerow([*[repr(round(v, 9) + 0.0) for v in row], *others])
     with output_file(path, overwrite=overwrite) as temporary:
-        temporary.write_text(buffer.getvalue(), encoding="utf-8")
+        temporary.write_bytes(buffer.getvalue().encode("utf-8", "replace"))  # a name in JSON may hold half a character
     return path
 
 

@@ -17,6 +17,7 @@ from regkit.io.headers import Header, header_file, raw_nifti, read_header
 from regkit.io.images import image_suffix
 from regkit.io.output import output_file
 from regkit.io.packing import pack
+from regkit.io.paths import home, in_utf8
 from regkit.io.slices import reason
 
 KINDS = {".nii": (".nii", ".nii.gz"), ".mgh": (".mgh", ".mgz"), ".nrrd": (".nrrd", ".mha")}
@@ -37,12 +38,14 @@ def repaired(path: str | Path, output: str | Path, *, units: str | None = None, 
     Raises FormatError for what cannot be read, is truncated or has no such copy, GeometryError where nothing in the file says how
     large its voxels are or where they lie, OptionError, OutputError for a place that is taken or is the original itself.
     """
-    path, output = Path(path).expanduser(), Path(output).expanduser()
+    path, output = home(path), home(output)
     where = f"{name}: {path}"
     if units is not None:
         choose("units", units, UNITS)
     header = read_header(path, name)
     check_output(path, output, header, where)
+    if min(header.shape, default=0) < 1:
+        raise FormatError(f"{where}: shape {header.shape} has an empty axis; expected at least one voxel")
     asked = {"units": units is not None, "straighten": straighten}
     codes = {one.code for one in findings(header) if one.code in FIXES and asked.get(ON_REQUEST.get(one.code, ""), True)}
     try:
@@ -210,4 +213,4 @@ def _itk(path: Path, output: Path, header: Header, codes: set[str], units: str |
         if changed:
             keep = [*range(d), 3]
             itk.set_place(image, torch.from_numpy(place[np.ix_(keep, keep)]))
-        sitk.WriteImage(image, str(output), useCompression=False)
+        sitk.WriteImage(image, in_utf8(output), useCompression=False)

@@ -4,6 +4,7 @@ in JSON, and displacement fields."""
 from __future__ import annotations
 
 import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from regkit.io import native
 from regkit.io.images import read_image, write_image
 from regkit.io.itk import matrix_to_lps, matrix_to_ras, points_to_ras
 from regkit.io.output import output_file
+from regkit.io.paths import home, in_utf8
 from regkit.io.slices import named, reason
 from regkit.space import Grid, Matrix, Transform
 
@@ -24,6 +26,11 @@ _BINARY = (".h5", ".hdf5", ".mat")
 SUFFIXES = (*_TEXT, *_BINARY, native.SUFFIX)
 _MAGIC = b"#Insight Transform File"
 _HDF = b"\x89HDF\r\n\x1a\n"
+_CENTRED = {"AffineTransform": "affine", "MatrixOffsetTransformBase": "affine", "ScaleTransform": "each", "Euler2DTransform": 3,
+            "Rigid2DTransform": 3, "Similarity2DTransform": 4, "Euler3DTransform": 6, "VersorTransform": 3, "VersorRigid3DTransform": 6,
+            "Similarity3DTransform": 7, "ScaleVersor3DTransform": 9, "ScaleSkewVersor3DTransform": 15,
+            "ComposeScaleSkewVersor3DTransform": 12}
+_COUNTS = {**_CENTRED, "TranslationTransform": "each", "IdentityTransform": 0}  # how many parameters ITK's transforms have
 _REACH = 1000.0  # mm; where the map is probed
 
 
@@ -35,7 +42,7 @@ def read_transform(path: str | Path, ndim: int | None = None) -> Transform:
 
     Raises FormatError (missing, damaged, not ITK's, not linear), GeometryError (not of `ndim` dimensions, not invertible).
     """
-    path = Path(path).expanduser()
+    path = home(path)
     where = f"transform: {path}"
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -51,8 +58,10 @@ def read_transform(path: str | Path, ndim: int | None = None) -> Transform:
         found = native.decode(path, where)
         _check_dims(found.ndim, ndim, where)
         return found
-    _check_head(head, suffix, where)
+    _check_head(head, path.stat().st_size, suffix, where)
     transform = _read_itk(path, where)
+    if suffix in _TEXT:
+        _check_text(path, where)
     dims = int(transform.GetDimension())
     _check_dims(dims, ndim, where)
     if dims not in (2, 3):
@@ -66,7 +75,7 @@ def _check_dims(dims: int, ndim: int | None, where: str) -> None:
         raise GeometryError(f"{where} is a {dims}D transform; expected {ndim}D, as the scans are")
 
 
-def _check_head(head: bytes, suffix: str, where: str) -> None:
+def _check_head(head: bytes, size: int, suffix: str, where: str) -> None:
     """Refuse other programs' files before ITK tries each of its readers on them and prints what they think."""
     if not head:
         raise FormatError(f"{where} is empty (0 bytes); write or fetch it again")
@@ -77,8 +86,22 @@ def _check_head(head: bytes, suffix: str, where: str) -> None:
             "`c3d_affine_tool X.mat -oitk X.tfm` (greedy)")
     if suffix in _TEXT and not head.lstrip(b"\xef\xbb\xbf \r\n").startswith(_MAGIC):
         raise FormatError(f"{where} does not begin with '{_MAGIC.decode()}'; expected an ITK transform")
+    if suffix == ".mat":
+        _check_mat(head, size, where)
     if suffix in (".h5", ".hdf5") and not head.startswith(_HDF):
         raise FormatError(f"{where} is not an HDF5 file; it may be damaged, expected an ITK transform")
+
+
+def _check_mat(head: bytes, size: int, where: str) -> None:
+    """Refuse matrices that promise more numbers than the file has bytes: ITK asks for their memory first."""
+    at = 0
+    while at + 20 <= len(head):
+        order = "<" if int.from_bytes(head[at : at + 4], "little") < 10_000 else ">"
+        kind, rows, columns, _, name = struct.unpack_from(f"{order}5i", head, at)
+        if not (0 <= kind < 10_000 and rows >= 0 and columns >= 0 and name >= 0 and name + rows * columns <= size):
+            raise FormatError(f"{where} is not a readable ITK transform: it promises {rows}×{columns} numbers in {size} bytes; it may be "
+                              "damaged")
+        at += 20 + name + rows * columns * (4 if kind // 10 % 10 == 1 else 8)
 
 
 def _is_plain_matrix(head: bytes) -> bool:
@@ -93,8 +116,9 @@ def _is_plain_matrix(head: bytes) -> bool:
 def _read_itk(path: Path, where: str) -> Any:
     import SimpleITK as sitk
 
+    name = in_utf8(path)
     try:
-        transform = sitk.ReadTransform(str(path))
+        transform = sitk.ReadTransform(name)
         linear = transform.IsLinear()
     except Exception as error:
         raise FormatError(f"{where} is not a readable ITK transform: {reason(error)}; it may be damaged") from error
@@ -102,6 +126,32 @@ def _read_itk(path: Path, where: str) -> Any:
         raise FormatError(f"{where} is a {transform.GetName()}; only linear transforms are supported (Translation, Euler, "
                           "Versor, Similarity, Affine, … and composites of them), not displacement fields or B-splines")
     return transform
+
+
+def _check_text(path: Path, where: str) -> None:
+    """Raise FormatError where a text file lacks numbers: ITK takes what it cannot read for the identity, and what is not there from
+    beyond the end of what is, without a word."""
+    kind, needed = "", {"Parameters": 0, "FixedParameters": 0}  # how many numbers are still to come, at least
+    for line in [*path.read_text(encoding="latin-1").splitlines(), "Transform:"]:
+        name, _, stated = line.partition(":")
+        name = name.strip()
+        if name == "Transform":
+            if kind and needed:
+                raise FormatError(f"{where} lacks {' and '.join(needed)} of a {kind}; it may be truncated")
+            kind, _, dims = stated.strip().partition("_")
+            d = int(dims[-1]) if dims[-1:].isdecimal() else 0
+            count = {"affine": d * d + d, "each": d}.get(str(_COUNTS.get(kind)), _COUNTS.get(kind))
+            needed = {} if kind == "CompositeTransform" else {"Parameters": count, "FixedParameters": d if kind in _CENTRED else None}
+        elif name in needed:
+            try:
+                known = [float(word) for word in stated.split()]
+            except ValueError as error:
+                raise FormatError(f"{where}: {name} holds a word that is no number; it may be damaged") from error
+            if not all(map(math.isfinite, known)):
+                raise FormatError(f"{where}: {name} holds NaN or infinity; it may be damaged")
+            least = needed.pop(name)
+            if least is not None and (len(known) < least or (name == "Parameters" and len(known) > least)):
+                raise FormatError(f"{where}: {name} holds {len(known)} numbers; a {kind} has {least}, so it may be truncated")
 
 
 def _probe(transform: Any, dims: int, where: str) -> np.ndarray:
@@ -131,7 +181,7 @@ def write_transform(transform: Transform, path: str | Path, *, overwrite: bool =
 
     Raises FormatError for another suffix or kind, GeometryError for a batch, OutputError for a place that is taken or read-only.
     """
-    path = Path(path).expanduser()
+    path = home(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise FormatError(f"output: {path.name}: a transform is written as one of {', '.join(SUFFIXES)}")
@@ -167,8 +217,9 @@ def _write_itk(parameters: list[float], dims: int, path: Path) -> None:
 
     made = sitk.AffineTransform(dims)
     made.SetParameters(parameters)
+    name = in_utf8(path)
     try:
-        sitk.WriteTransform(made, str(path))
+        sitk.WriteTransform(made, name)
     except Exception as error:
         raise FormatError(f"output: {path.name} cannot be written by ITK: {reason(error)}") from error
 

@@ -26,4 +26,4 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 no mapping
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as weights ({error}); expected a safetensors file") from error
+        raise CheckpointError(f"{path} cannot be read as weights ({str(error)[:300]}); expected a safetensors file") from error

@@ -12,6 +12,7 @@ from regkit.io import read_image
 from regkit.io.doctor import examine, findings, rank
 from regkit.io.findings import Finding, of_mask, usable
 from regkit.io.headers import grid_of, read_header
+from regkit.io.paths import home
 from regkit.io.repair import repaired
 from regkit.registration.mirror import Mirrored, compare, of_mirror
 
@@ -54,11 +55,11 @@ def doctor(path: str | Path, *, mask: str | Path | None = None, fixed: str | Pat
 
     Raises FormatError (a file without a readable header), GeometryError, OptionError, OutputError.
     """
-    header, mirrored = read_header(Path(path).expanduser(), "scan"), None
+    header, mirrored = read_header(home(path), "scan"), None
     found = findings(header)
     readable = usable(header.affine, header.shape)  # else the findings say so, and nothing can be compared
     if mask is not None:
-        drawn = read_header(Path(mask).expanduser(), "mask")
+        drawn = read_header(home(mask), "mask")
         if readable:
             found += of_mask(grid_of(drawn, f"mask: {mask}"), grid_of(header, f"scan: {path}"))
     if fixed is not None:

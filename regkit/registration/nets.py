@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from regkit.errors import CheckpointError
+from regkit.io.paths import folder_there, short, there
 from regkit.io.weights import read_tensors, write_tensors
 from regkit.localisation import NETS
 from regkit.space import Grid
@@ -18,6 +19,8 @@ from regkit.space import Grid
 SHIPPED = Path(__file__).parent.parent / "weights"
 NET_FILE = "net.safetensors"  # in a training's folder
 _FORMAT = "regkit net 1"
+_DEEPEST, _MOST = 8, 4096  # depth, and any other number that a net is built of
+_FINEST, _COARSEST = 1e-6, 1e6  # mm of a canvas' voxels
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +60,12 @@ def load(name: str | Path) -> Trained:
 
     Raises CheckpointError where there is none or it does not fit."""
     path = Path(name)
-    if not path.exists() and not path.suffix:
+    if not there(path) and not path.suffix:
         path = SHIPPED / f"{name}.safetensors"
-    path = path / NET_FILE if path.is_dir() else path
+    path = path / NET_FILE if folder_there(path) else path
     cure = f"give a net that regkit wrote, a training's folder, or a shipped net's name ({', '.join(shipped()) or 'there is none'})"
-    if not path.exists():
-        raise CheckpointError(f"net: {str(name)!r} is not there; {cure}")
+    if not there(path):
+        raise CheckpointError(f"net: {short(str(name))} is not there; {cure}")
     try:
         tensors, header = read_tensors(path)
     except CheckpointError as error:
@@ -70,14 +73,31 @@ def load(name: str | Path) -> Trained:
     if header.get("format") != _FORMAT:
         raise CheckpointError(f"net: {path} holds no net of regkit's; {cure}")
     try:
-        said = json.loads(header["net"])
+        said = _checked(json.loads(header["net"]))
         with torch.device("meta"):
             net = NETS[said["kind"]].of(said["settings"])
+        for key, value in tensors.items():
+            if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{key} holds NaN, infinity or no real numbers")
         net.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
-        return Trained(net.eval().requires_grad_(False), int(said["edge"]), said["mm"], str(name), json.loads(header["info"]), path)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        why = " ".join(str(error).split())  # torch lists keys on lines of their own
+        return Trained(net.eval().requires_grad_(False), said["edge"], said["mm"], str(name), json.loads(header["info"]), path)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:300]  # torch lists keys on lines of their own
         raise CheckpointError(f"net: {path} does not fit this version of regkit ({why}); {cure}") from error
+
+
+def _checked(said: dict[str, Any]) -> dict[str, Any]:
+    """How a net is built, if one of such numbers can be. Raises ValueError, KeyError or TypeError."""
+    settings, edge, mm = said["settings"], said["edge"], said["mm"]
+    for key, value in [*settings.items(), ("edge", edge)]:
+        most = _DEEPEST if key == "depth" else _MOST
+        if not isinstance(value, (bool, str)) and (not isinstance(value, int) or not 0 <= value <= most):
+            raise ValueError(f"{short(key)} is {short(value)}, expected a whole number up to {most}")
+    if edge < 1 or edge % 2 ** (1 + settings["depth"]) or settings.get("edge", edge) != edge:
+        raise ValueError(f"a canvas of {edge} voxels along an edge does not go with depth {settings['depth']}")
+    if mm is not None and (isinstance(mm, (bool, str)) or not _FINEST < float(mm) < _COARSEST):
+        raise ValueError(f"voxels of {short(mm)} mm")
+    return said
 
 
 def shipped(ndim: int | None = None) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regkit.errors import OptionError
+from regkit.errors import CheckpointError, OptionError
 from regkit.registration.nets import SHIPPED, Trained, load, shipped
 from regkit.registration.pyramid import Canvas, Smoothed
 from regkit.registration.settings import NET
@@ -48,13 +48,21 @@ def _kept(name: str) -> Trained:
 
 
 def said(nets: list[Trained], scene: Scene) -> list[Candidate]:
-    """What nets say of a pair, as members of the scene's model."""
+    """What nets say of a pair, as members of the scene's model. Raises CheckpointError for a net of the user's that says no numbers; one
+    that is shipped is not asked then."""
     d = scene.frame.centre.shape[-1]
     found = []
     for net in nets:
-        map = predict(net, scene.canvases, scene.frame)
-        map = scene.model.project(map, torch.zeros(1, d, dtype=torch.float64, device=map.device))
-        found.append(Candidate(map[0], f"net {net.name}", False))
+        try:
+            map = predict(net, scene.canvases, scene.frame)
+            map = scene.model.project(map, torch.zeros(1, d, dtype=torch.float64, device=map.device))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined] of what is not finite
+            map = torch.full((1, 1), torch.nan)
+        if bool(torch.isfinite(map).all()):
+            found.append(Candidate(map[0], f"net {net.name}", False))
+        elif net.name not in shipped():
+            raise CheckpointError(f"start: the net {net.name} answers with NaN or infinity; its weights may be damaged, give another one, "
+                                  "or --start auto")
     return found
 
 

@@ -56,15 +56,20 @@ class Learner:
             for kind, net in (("net", self.net), ("average", self.average)):
                 net.load_state_dict({key: tensors[f"{kind}/{key}"] for key in net.state_dict()})
             whole = self.optimiser.state_dict()
-            for index in range(len(list(self.net.parameters()))):
+            for index, parameter in enumerate(self.net.parameters()):
                 found = {key.rsplit("/", 1)[1]: value for key, value in tensors.items() if key.startswith(f"optimiser/{index}/")}
                 if found:
+                    shapes = {key: () if key == "step" else tuple(parameter.shape) for key in ("step", "exp_avg", "exp_avg_sq")}
+                    if {key: tuple(value.shape) for key, value in found.items()} != shapes:
+                        raise ValueError(f"the optimiser's numbers of parameter {index} have other shapes")
                     whole["state"][index] = found
             self.optimiser.load_state_dict(whole)
-        except (KeyError, RuntimeError) as error:
-            why = " ".join(str(error).split())  # torch lists keys on lines of their own
+            self.step = int(state["step"])
+            if self.step < 0:
+                raise ValueError(f"step {self.step}")
+        except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            why = " ".join(str(error).split())[:300]  # torch lists keys on lines of their own
             raise CheckpointError(f"{path}: is no checkpoint of this net ({why}); take its own run, or another output") from error
-        self.step = int(state["step"])
         return state
 
 
@@ -72,6 +77,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and state of a checkpoint. Raises CheckpointError where it cannot be read."""
     tensors, header = read_tensors(path)
     try:
-        return tensors, json.loads(header["state"])
-    except (KeyError, ValueError) as error:
+        state = json.loads(header["state"])
+        if not isinstance(state, dict):
+            raise TypeError("no names and values")
+        return tensors, state
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is no checkpoint of a training; remove it, or give another output") from error

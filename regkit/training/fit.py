@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from regkit.errors import OptionError, RegkitError, choose
+from regkit.errors import CheckpointError, OptionError, RegkitError, choose
 from regkit.io.weights import write_tensors
 from regkit.training.checkpoint import Learner
 
@@ -114,6 +114,8 @@ def fit(net: nn.Module, make: Callable[[int, range], Batch], loss: Callable[[nn.
     path = folder / CHECKPOINT
     if resume and path.exists():
         state = learner.load(path)
+        if not isinstance(state.get("settings"), dict) or not isinstance(state.get("log"), list):
+            raise CheckpointError(f"{path}: is no checkpoint of a training; remove it, or give another output")
         if state["settings"] != settings:
             changed = sorted(key for key in {*state["settings"], *settings} if state["settings"].get(key) != settings.get(key))
             raise OptionError(f"resume: {path} was begun with other settings ({', '.join(changed)}); take those, or another output")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from regkit.image import Image
 from regkit.io import read_image
 from regkit.io.images import image_suffix
 from regkit.io.output import output_file
+from regkit.io.paths import folder_there, home, short
 from regkit.registration.pair import ready
 from regkit.registration.pyramid import Smoothed, bounds
 from regkit.sampling import shrinkage, warp
@@ -58,16 +60,16 @@ def listed(source: Path) -> list[Listed]:
     A label map lies beside its scan as NAME_seg or NAME_labels. In a table split is train or validation.
 
     Raises FormatError where there is none or the table is no table, OptionError for a word of `split` that is not known."""
-    source = source.expanduser()
-    if source.is_dir():
+    source = home(source)
+    if folder_there(source):
         files = sorted(p for p in source.rglob("*") if image_suffix(p) and p.is_file()
                        and not any(part.startswith(".") for part in p.relative_to(source).parts))
         scans = [p for p in files if not _stem(p).endswith(_LABELS)]
         found = [Listed(p, beside(p, files), _person(p.relative_to(source))) for p in scans]
     else:
         try:
-            rows = list(csv.DictReader(source.read_text(encoding="utf-8-sig").splitlines()))
-        except (OSError, ValueError) as error:
+            rows = list(csv.DictReader(io.StringIO(source.read_text(encoding="utf-8-sig"), newline="")))
+        except (OSError, ValueError, csv.Error) as error:
             raise FormatError(f"scans: {source} cannot be read: {error}; expected a folder, or a table with a column scan") from error
         if not rows or "scan" not in rows[0]:
             raise FormatError(f"scans: {source} has no column scan; expected scan[,labels][,person][,split]")
@@ -75,8 +77,10 @@ def listed(source: Path) -> list[Listed]:
         for number, row in enumerate(rows, 2):
             split = (row.get("split") or "").strip()
             if split not in ("", "train", "validation"):
-                raise OptionError(f"scans: {source}, line {number}: split is {split!r}; expected train, validation or nothing")
+                raise OptionError(f"scans: {source}, line {number}: split is {short(split)}; expected train, validation or nothing")
             name, labels = (row["scan"] or "").strip(), (row.get("labels") or "").strip()
+            if not name:
+                raise FormatError(f"scans: {source}, line {number}: names no scan; expected a path in the column scan")
             found.append(Listed(source.parent / name, source.parent / labels if labels else None,
                                 (row.get("person") or "").strip() or _person(Path(name)), None if not split else split == "validation"))
     if len(found) < 2:

@@ -19,6 +19,7 @@ from torch import nn
 from regkit.errors import FormatError, OptionError, OutputError
 from regkit.io.images import image_suffix
 from regkit.io.output import output_file
+from regkit.io.paths import home
 from regkit.localisation import Detector, KeypointNet, RegressionNet
 from regkit.registration.nets import NET_FILE, Trained, load, save
 from regkit.training import report
@@ -50,7 +51,7 @@ def train(scans: str | Path, output: str | Path, settings: TrainSettings | None 
     → the net. Raises RegkitError: scans that cannot be read, an option that does not fit, an output that is taken, a loss that is no
     number."""
     settings = settings or TrainSettings()
-    folder = Path(output).expanduser()
+    folder = home(output)
     with _claimed(folder, resume, overwrite):
         found = _listed(Path(scans), folder, settings)
         read_in, extent = extents(found, settings.skip_bad, note)
@@ -149,7 +150,7 @@ def _listed(source: Path, output: Path, settings: TrainSettings) -> list[Listed]
     """The scans, and who is kept for validation; the atlas comes first and is not. A training's own pictures are no scans."""
     found = [one for one in listed(source) if output.resolve() not in one.path.resolve().parents]
     if settings.pairs.startswith(ATLAS):
-        atlas = Path(settings.pairs.removeprefix(ATLAS)).expanduser().resolve()
+        atlas = home(settings.pairs.removeprefix(ATLAS)).resolve()
         if not atlas.exists():
             raise OptionError(f"pairs: {atlas} does not exist; give {ATLAS} and the scan that is always fixed")
         files = sorted(path for path in atlas.parent.iterdir() if image_suffix(path))

@@ -134,3 +134,29 @@ def test_a_notebook_shows_the_result(registered):
     result = regkit.align(registered / "fixed.nii.gz", registered / "moving.nii.gz", start="header", levels="0")
     text = result._repr_html_()
     assert "moving.nii.gz" in text and text.count("<img") == 6 and "<script" not in text
+
+
+HOSTILE = [
+    ("settings", ["volume"], "is not the record"), ("settings", {"volume": "first"}, "says volume 'first'"),
+    ("carried", [1], "is not the record"),
+    ("carried", {"fixed_points": "points.csv"}, "is not the record"), ("inputs", {"fixed": [], "moving": {}}, "is not the record"),
+    ("inputs", {"fixed": {"path": 7}, "moving": {"path": 7}}, "names 7; expected a path"), ("matrix", [[10**400]], "a matrix that is none"),
+    ("inputs", {"fixed": {"path": "~nobody-here/a.nii"}, "moving": {"path": "b" * 5000}}, "is not there"),
+    ("guard", {"findings": 7}, "says what no page shows"), ("seconds", 7, "is not the record"),
+]
+
+
+@pytest.mark.parametrize(("section", "value", "words"), HOSTILE, ids=range(len(HOSTILE)))
+def test_a_record_that_somebody_wrote_in_is_refused(place, section, value, words, capsys):
+    record = json.loads((place / "out" / "registration.json").read_text())
+    (place / "out" / "registration.json").write_text(json.dumps({**record, section: value}))
+    assert run(["report", "out", "-o", "x.html"]) == 2
+    said = capsys.readouterr().err
+    assert words in said and len(said.splitlines()) == 1 and len(said) < 2500
+    assert not (place / "x.html").exists()
+
+
+def test_a_record_that_is_nested_without_end_is_refused(tmp_path, capsys):
+    (tmp_path / "registration.json").write_text('{"matrix": ' + "[" * 100_000)
+    assert run(["report", str(tmp_path)]) == 2
+    assert "cannot be read as JSON" in capsys.readouterr().err

@@ -105,3 +105,41 @@ def test_ids_become_file_names(tmp_path):
     assert [c.key for c in read_cases([{**row, "id": "../x:y\n"}, {**row, "id": "z.1"}])] == ["___x_y_", "z_1"]
     with pytest.raises(FormatError, match="the same as a file name"):
         read_cases([{**row, "id": "a/b"}, {**row, "id": "A_b"}])
+
+
+HOSTILE = [
+    ("a.json", '{"pairs": ' + "[" * 100_000 + "]" * 100_000 + "}", "is not JSON"),
+    ("a.json", '{"registration_val": 7}', "is no list of pairs"),
+    ("a.json", '[{"fixed": "a.nii", "moving": "b.nii", "angle": 1e999}]', "NaN or infinity"),
+    ("a.json", '[{"fixed": "a.nii", "moving": "b.nii", "ndim": 2.7}]', "expected numbers in ndim"),
+    ("a.json", '[{"fixed": "a.nii", "moving": "b.nii", "angle": %s}]' % ("9" * 400), "expected numbers in ndim, angle and truth"),
+    ("a.json", '[{"fixed": "a.nii", "moving": "b.nii", "truth": [[1, 0], [1]]}]', "truth is no matrix"),
+    ("a.csv", '"a" ,' * 60_000 + "\nfixed,moving\n", "is not a readable CSV table"),
+    ("a.csv", "fixed,moving" + ",'a" * 30_000 + "\n1,2\n", "has 30002 columns; expected at most"),
+    ("a.csv", "fixed,moving,fixed\na.nii,b.nii,c.nii\n", "has the column 'fixed' twice"),
+    ("a.csv", "fixed,moving\n" + "a" * 200_000 + ",b.nii\n", "is not a readable CSV table"),
+    ("a.csv", "fixed,moving\n" + "a" * 5000 + ",b.nii\n", "none of the fixed scans exists"),
+    ("a.csv", "fixed,moving\n~nobody-here/a.nii,b.nii\n", "none of the fixed scans exists"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "reason"), HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_tables_are_refused_in_a_line(tmp_path, name, text, reason):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(FormatError, match=reason) as caught:
+        read_cases(tmp_path / name)
+    assert len(str(caught.value)) < 1500
+
+
+def test_a_data_frames_missing_numbers_are_nothing(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    _touch(tmp_path, "a.nii.gz", "b.nii.gz")
+    row = {"fixed": str(tmp_path / "a.nii.gz"), "moving": str(tmp_path / "b.nii.gz")}
+    frame = pandas.DataFrame([{**row, "id": "a", "ndim": 2, "angle": 20.0}, {**row, "id": "b"}])
+    assert [(case.ndim, case.angle) for case in read_cases(frame.to_dict("records"))] == [(2, 20.0), (3, None)]
+
+
+def test_a_cell_may_hold_a_mark(tmp_path):
+    _touch(tmp_path, "a.nii.gz", "b.nii.gz")
+    (tmp_path / "c.csv").write_text('id;fixed;moving\n"x, y";a.nii.gz;b.nii.gz\n"two\nlines";a.nii.gz;b.nii.gz\n')
+    assert [case.id for case in read_cases(tmp_path / "c.csv")] == ["x, y", "two\nlines"]

@@ -563,3 +563,15 @@ def test_other_readers_read_a_scan_packed_in_pieces(tmp_path, monkeypatch):
     write_image(Image(data, Grid((10, 12, 20), torch.eye(4, dtype=torch.float64)[None])), tmp_path / "a.nii.gz")
     assert (data[0, 0].numpy() == sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii.gz"))).T).all()
     assert (np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj) == data[0, 0].numpy()).all()
+
+
+def test_packed_bytes_after_the_voxels_are_checked_too(tmp_path):
+    """The sum of a packed file stands at its end: without it nobody knows whether the voxels are right."""
+    nib.Nifti1Image(np.random.default_rng(0).integers(0, 9, (20, 20, 20)).astype(np.uint8), np.eye(4)).to_filename(tmp_path / "a.nii")
+    blob = gzip.compress((tmp_path / "a.nii").read_bytes() + bytes(300_000))
+    (tmp_path / "a.nii.gz").write_bytes(blob)
+    assert read_image(tmp_path / "a.nii.gz").grid.shape == (20, 20, 20)
+    for spoilt in (blob[:-8] + b"????" + blob[-4:], blob[:-10]):
+        (tmp_path / "a.nii.gz").write_bytes(spoilt)
+        with pytest.raises(FormatError, match="may be damaged or truncated"):
+            read_image(tmp_path / "a.nii.gz")

@@ -80,3 +80,16 @@ def test_damaged_files_are_named(text, message, tmp_path):
     path.write_text(text)
     with pytest.raises(FormatError if "singular" not in message and "stiffness: -1" not in message else regkit.RegkitError, match=message):
         regkit.read_transform(path)
+
+
+@pytest.mark.parametrize("key,value", [("control", 100), ("control", True), ("stiffness", 10**400), ("scale", 10**400)],
+                         ids=["large", "no number", "stiff", "scale"])
+def test_numbers_that_no_spline_has(tmp_path, key, value):
+    text = {"regkit_transform": 1, "ndim": 3, "parts": [{"kind": "tps", "control": 2, "stiffness": 0.0, "centre": [0, 0, 0], "scale": 1.0,
+                                                          "edges": [1, 1, 1], "theta": [0.0] * 24}]}
+    (tmp_path / "a.json").write_text(json.dumps(text))
+    assert regkit.read_transform(tmp_path / "a.json").ndim == 3
+    text["parts"][0][key] = value
+    (tmp_path / "a.json").write_text(json.dumps(text))
+    with pytest.raises(FormatError, match=r"expected|no array of numbers"):
+        regkit.read_transform(tmp_path / "a.json")

@@ -197,3 +197,33 @@ def test_other_refusals(tmp_path):
     for world, columns, rows in [(torch.zeros(2, 4), (), ()), (torch.zeros(2, 3), ("a",), (("1",),)), (torch.zeros(3), (), ())]:
         with pytest.raises(GeometryError, match=r"points: "):
             Points(world, columns, rows)
+
+
+@pytest.mark.parametrize("text,reason", [
+    ("x,y,z\n1_000,2,3\n", "'1_000' is not a number"), ("x,y,z\n١,2,3\n", "is not a number"), ("x,y,x\n1,2,3\n", "has a column twice"),
+    ("a," * 100_000 + "\n", "has no columns x and y"), ("x,y,z\n1,2," + "a" * 100_000 + "\n", "is not a number"),
+    ("x,y,z\n" + "1," * 100_000 + "\n", "cells; expected 3"), ("x,y,z\n1,2," + "9" * 400 + "\n", "is not a finite number"),
+])
+def test_tables_that_are_hostile(tmp_path, text, reason):
+    with pytest.raises(FormatError, match=reason) as caught:
+        read_points(saved(tmp_path, text))
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("position", ["[1, 2, " + "9" * 400 + "]", "[1, 2, true]", '["1", "2", "3"]', "[1, 2, NaN]", "[1, 2, null]",
+                                      '"123"'], ids=["long", "true", "words", "NaN", "null", "a word"])
+def test_markups_whose_positions_are_no_numbers(tmp_path, position):
+    text = '{"markups": [{"coordinateSystem": "RAS", "controlPoints": [{"label": "a", "position": HERE}]}]}'.replace("HERE", position)
+    with pytest.raises(FormatError, match=r"is not a (finite )?number"):
+        read_points(saved(tmp_path, text, "p.mrk.json"))
+
+
+def test_a_mark_within_a_name_ends_no_line(tmp_path):
+    points = read_points(saved(tmp_path, "name,x,y,z\nleft\u2028ear\x0b1,1,2,3\nb,4,5,6\n"))
+    assert points.rows == (("left\u2028ear\x0b1",), ("b",)) and len(points) == 2
+
+
+def test_half_a_character_in_a_name_is_written_as_a_question_mark(tmp_path):
+    text = '{"markups": [{"coordinateSystem": "RAS", "controlPoints": [{"label": "a\\ud800", "position": [1, 2, 3]}]}]}'
+    path = write_points(read_points(saved(tmp_path, text, "p.mrk.json")), tmp_path / "q.csv")
+    assert path.read_text(encoding="utf-8") == "x,y,z,label\n1.0,2.0,3.0,a?\n"

@@ -169,3 +169,36 @@ def test_writing_refuses_politely(tmp_path):
     with pytest.raises(OutputError, match=r"t.tfm exists"):
         write_transform(matrix, tmp_path / "t.tfm")
     assert (tmp_path / "t.tfm").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+WHOLE = """#Insight Transform File V1.0
+#Transform 0
+Transform: Euler3DTransform_double_3_3
+Parameters: 0.1 -0.2 0.3 4 5 6
+FixedParameters: 1 2 3
+"""
+
+
+@pytest.mark.parametrize("text,reason", [
+    (WHOLE.replace("0.3", "O.3"), "Parameters holds a word that is no number"),
+    (WHOLE.replace(" 5 6", ""), "Parameters holds 4 numbers; a Euler3DTransform has 6"),
+    (WHOLE.replace("FixedParameters: 1 2 3", ""), "lacks FixedParameters of a Euler3DTransform"),
+    (WHOLE.replace("0.3", "nan"), "holds NaN"),
+    (WHOLE[: WHOLE.index("Fixed")], "lacks FixedParameters"), (WHOLE[:-3], "it may be (damaged|truncated)"),
+], ids=["word", "few", "no fixed", "nan", "truncated", "cut"])
+def test_a_text_that_lacks_numbers_is_no_identity(tmp_path, text, reason):
+    """ITK takes what it cannot read for the identity, or for a centre at 0, without a word."""
+    (tmp_path / "a.tfm").write_text(WHOLE)
+    assert not torch.allclose(read_transform(tmp_path / "a.tfm").matrix, torch.eye(4, dtype=torch.float64))
+    (tmp_path / "a.tfm").write_text(text)
+    with pytest.raises(FormatError, match=reason):
+        read_transform(tmp_path / "a.tfm")
+
+
+def test_a_binary_file_that_promises_more_than_it_holds(tmp_path):
+    write_transform(Matrix.identity(3), tmp_path / "a.mat")
+    blob = bytearray((tmp_path / "a.mat").read_bytes())
+    blob[7] = 0x70  # two thousand million rows
+    (tmp_path / "a.mat").write_bytes(blob)
+    with pytest.raises(FormatError, match=r"it promises \d+×1 numbers in \d+ bytes"):
+        read_transform(tmp_path / "a.mat")

@@ -107,3 +107,32 @@ def test_nothing_and_a_folder_are_no_weights(tmp_path):
     for path in (tmp_path / "gone.safetensors", tmp_path):
         with pytest.raises(CheckpointError, match=f"{path} cannot be read as weights"):
             read_tensors(path)
+
+
+class _Evil:
+    def __reduce__(self):
+        return open, ("unpickled", "w")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".pkl"])
+def test_pickles_are_refused_and_not_run(tmp_path, suffix, monkeypatch):
+    from regkit.registration.nets import load
+    from regkit.training.checkpoint import read
+
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"w{suffix}"
+    torch.save({"a": torch.zeros(1)}, path)
+    for blob in (path.read_bytes(), pickle.dumps(_Evil())):
+        path.write_bytes(blob)
+        for door in (read_tensors, read, load):
+            with pytest.raises(CheckpointError, match="expected a safetensors file"):
+                door(path)
+    assert not (tmp_path / "unpickled").exists()
+
+
+def test_a_long_complaint_is_shortened(tmp_path):
+    header = json.dumps({"a": {"dtype": "9" * 100_000, "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(CheckpointError) as caught:
+        read_tensors(tmp_path / "w.safetensors")
+    assert len(str(caught.value)) < 600

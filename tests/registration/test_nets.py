@@ -160,8 +160,18 @@ def _header(change):
     _header(lambda said: said["settings"].update(heads=8)), _header(lambda said: said["settings"].pop("points")),
     _header(lambda said: said["settings"].update(model="tps")), _header(lambda said: said["settings"].update(points=9)),
     _header(lambda said: said.update(settings=None)), _header(lambda said: said.update(edge="many")),
+    _header(lambda said: said["settings"].update(depth=10**6)), _header(lambda said: said["settings"].update(width=10**9)),
+    _header(lambda said: said["settings"].update(points=10**400)), _header(lambda said: said["settings"].update(points=2.5)),
+    _header(lambda said: said.update(edge=10**6)), _header(lambda said: said.update(edge=-8)), _header(lambda said: said.update(edge=9)),
+    _header(lambda said: said.update(mm=-1.0)), _header(lambda said: said.update(mm=float("nan"))),
+    _header(lambda said: said.update(mm="1")),
+    lambda tensors, header: (tensors, {**header, "net": "[" * 100_000}),
+    lambda tensors, header: ({key: value * torch.nan for key, value in tensors.items()}, header),
+    lambda tensors, header: ({key: value.long() for key, value in tensors.items()}, header),
 ], ids=["missing", "more", "shape", "empty", "no net", "no info", "no JSON", "a list", "unknown kind", "no kind", "no edge", "other kind",
-        "no width", "unknown setting", "missing setting", "unknown model", "other points", "no settings", "no number"])
+        "no width", "unknown setting", "missing setting", "unknown model", "other points", "no settings", "no number", "deep",
+        "wide", "many", "half a point", "large", "negative", "odd", "negative mm", "mm that are none", "mm in words", "nested",
+        "NaN", "whole numbers"])
 def test_weights_that_do_not_fit_are_named(spoil, tmp_path, package):
     save(made("keypoints", 2), tmp_path / "one.safetensors", edge=8, mm=1.0)
     tensors, header = spoil(*read_tensors(tmp_path / "one.safetensors"))

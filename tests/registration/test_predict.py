@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from regkit.filters import smooth
 from regkit.image import Image
 from regkit.localisation import RegressionNet
 from regkit.registration import nets, predict
-from regkit.registration.nets import Trained, save
+from regkit.registration.nets import Trained, load, save
 from regkit.registration.pair import make_pair
 from regkit.registration.predict import View, chosen
 from regkit.registration.pyramid import build
@@ -370,3 +372,18 @@ def test_a_folder_of_a_shipped_nets_name_hides_nothing(package):
     (package / "head-3d").mkdir()
     assert [net.ndim for net in chosen("auto", "affine", 3)] == [3]
     assert math.isclose(chosen("net", "affine", 3)[0].mm, 20.0)
+
+
+def test_a_net_that_answers_with_no_numbers_is_named_unless_it_is_shipped(package, monkeypatch):
+    """Finite weights can still be so large that what they say is not."""
+    net = load("mine")
+    scene = SimpleNamespace(frame=Frame(torch.zeros(1, 2, dtype=torch.float64), 1.0), canvases=[], model=MODELS["affine"])
+
+    def failed(*_):
+        raise torch.linalg.LinAlgError("not finite")
+
+    for answer in (lambda *_: torch.full((1, 3, 3), torch.nan, dtype=torch.float64), failed):
+        monkeypatch.setattr(predict, "predict", answer)
+        with pytest.raises(CheckpointError, match="start: the net mine answers with NaN or infinity"):
+            predict.said([net], scene)
+        assert predict.said([replace(net, name="head-3d")], scene) == []

@@ -161,3 +161,17 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"c.safetensors cannot be read as weights"):
             Learner.of(small(), 0.01).load(path)
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda tensors, state: (tensors, []), lambda tensors, state: (tensors, {}), lambda tensors, state: (tensors, {**state, "step": "many"}),
+    lambda tensors, state: (tensors, {**state, "step": -1}), lambda tensors, state: (tensors, {**state, "step": None}),
+    lambda tensors, state: ({**tensors, "optimiser/0/exp_avg": torch.zeros(7)}, state),
+    lambda tensors, state: ({key: value for key, value in tensors.items() if key != "optimiser/1/step"}, state),
+], ids=["a list", "no step", "no number", "negative", "null", "other shape", "a part is missing"])
+def test_hostile_checkpoints_are_named(tmp_path, spoil):
+    learnt(3).save(tmp_path / "c.safetensors", {"seen": 1})
+    tensors, state = spoil(*read(tmp_path / "c.safetensors"))
+    write_tensors(tmp_path / "c.safetensors", tensors, {"state": json.dumps(state)}, overwrite=True)
+    with pytest.raises(CheckpointError, match=r"c\.safetensors: is no checkpoint of"):
+        Learner.of(small(), 0.01).load(tmp_path / "c.safetensors")

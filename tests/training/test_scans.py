@@ -368,3 +368,11 @@ def test_common_labels_are_those_that_all_have_the_largest_first(tmp_path):
     assert common_labels([marked(maps[0]), marked(None)]) == []
     many = marked({0: 5, **{label: label for label in range(1, 60)}})
     assert common_labels([many, many]) == list(range(59, 19, -1))  # no more than a batch can hold
+
+
+def test_tables_that_are_hostile(tmp_path):
+    for text, reason in (("scan,person\na.nii,anna\n,ben\n", "line 3: names no scan"),
+                         ("scan\n" + "a" * 200_000 + "\nb\n", "cannot be read")):
+        (tmp_path / "t.csv").write_text(text)
+        with pytest.raises(FormatError, match=reason):
+            listed(tmp_path / "t.csv")
