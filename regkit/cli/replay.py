@@ -41,9 +41,11 @@ def replay(
     Exit codes: 0 the same, or close enough on another machine or other versions; 2 a wrong option or input; 3 different.
     """
     console = Console(quiet=quiet, json=json)
-    path = result / RECORD if result.is_dir() else result
+    from regkit.io.paths import folder_there, home
+
+    path = result / RECORD if folder_there(result) else result
     record = read_record(path)
-    if output is not None and output.expanduser().resolve() == path.resolve().parent:
+    if output is not None and home(output).resolve() == path.resolve().parent:
         raise OutputError(f"output: {output} holds the record itself, with which the second result is compared; choose another folder")
     with importing():
         from regkit.registration.replay import compare, settings_of
@@ -98,9 +100,10 @@ def _job(record: dict[str, Any], path: Path, settings: Settings) -> tuple[Job, l
 
 
 def _weights(place: Path) -> Path:
+    from regkit.io.paths import folder_there
     from regkit.registration.nets import NET_FILE
 
-    return place / NET_FILE if place.is_dir() else place
+    return place / NET_FILE if folder_there(place) else place
 
 
 def _nets(then: dict[str, str]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from regkit.io.memory import check_room
 from regkit.io.nifti import select_volume, stored
 from regkit.io.paths import in_utf8
 from regkit.io.slices import as_image, embed, reason, tensor
-from regkit.io.whole import check_own, check_whole
+from regkit.io.whole import check_own, check_sound, check_whole
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _FLOAT_PICTURES = (".tif", ".tiff")
@@ -85,6 +85,7 @@ def load(path: Path, where: str) -> Any:
     reader = information(path, where)
     check_whole(path, reader, where)
     _check_room(reader, 1, where)
+    check_sound(path, reader, where)
     return reader.Execute()
 
 

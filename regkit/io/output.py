@@ -26,7 +26,7 @@ def sha256(path: str | Path) -> str:
 
     Raises FormatError if it cannot be read.
     """
-    path = Path(path).expanduser()
+    path = home(path)
     try:
         if not path.is_dir():
             with path.open("rb") as file:

@@ -13,10 +13,14 @@ from regkit.io.paths import short
 
 _DEFLATE = 1032  # times that packing can make bytes fewer, at most
 _TIFF = {1: 1, 2: 2**20, 3: 2**20, 4: 2**20, 5: 1400, 6: 2048, 7: 2048, 8: _DEFLATE, 32773: 64, 32946: _DEFLATE}
-_HEADER = 1 << 20  # bytes that hold any text header
+_FIRST, _HEADER = 1 << 14, 1 << 20  # bytes that hold most text headers, and any
+_BLANK = rb"(?:\r\n|\r(?!\n)|\n)(?:\r\n|\r|\n)"  # what ends a NRRD's header
+_DATA = rb"(?:^|[\r\n])\s*ElementDataFile\s*[=:]([^\r\n]*)"  # the last field of a MetaImage's
 _LINE = 500  # characters of a line in a NRRD's header: where ITK's reader complains of a longer one, the process dies
 _FREE = r"content:|labels:|[a-z]+ ?units:|[^:]+:="  # lines of which it never complains
-_PIECE = 1 << 24  # bytes unpacked at a time
+_PIECE = 1 << 20  # bytes unpacked at a time
+_SPARE = 1 << 24  # bytes more than were promised that may be unpacked
+_GZIP, _SKIP = ("gz", "gzip"), {"line skip", "lineskip", "byte skip", "byteskip"}  # words in a NRRD's header
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CURE = "fetch or export the file again"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -39,6 +43,21 @@ def check_whole(path: Path, reader: Any, where: str) -> None:
         _nrrd(path, suffix, where, reader)
     elif suffix in (".mha", ".mhd"):
         _meta(path, suffix, where, reader)
+
+
+def check_sound(path: Path, reader: Any, where: str) -> None:
+    """Raise FormatError where packed voxels of a NRRD or MetaImage are damaged. This unpacks them once, a piece at a time."""
+    suffix = path.suffix.lower()
+    need = _promised(reader)
+    if suffix in (".nrrd", ".nhdr"):
+        fields, files, start = _nrrd_files(path, suffix, where)
+        if files and fields.get("encoding", "").lower() in _GZIP and not _SKIP & fields.keys():
+            for file in files:
+                _sound(file, start, file.stat().st_size, need // len(files), where, 31)
+    elif suffix in (".mha", ".mhd"):
+        fields, files, start = _meta_files(path, suffix, where)
+        if files and _true(fields, "compresseddata", "false"):
+            _sound(files[0], start, int(fields["compresseddatasize"]), need, where, 15)
 
 
 def check_own(path: Path, where: str) -> None:
@@ -101,34 +120,40 @@ def _bmp(path: Path, where: str) -> None:
 
 
 def _tiff(path: Path, where: str, need: int) -> None:
-    blob = path.read_bytes()
-    order: Any = {b"II*\0": "little", b"MM\0*": "big"}.get(blob[:4])
-    seen: set[int] = set()
-    at, packing = int.from_bytes(blob[4:8], order) if order else 0, 0
-    while order and at and at not in seen:  # the chain of pages must end within the file
-        seen.add(at)
-        end = at + 2 + 12 * int.from_bytes(blob[at : at + 2], order)
-        if end + 4 > len(blob):
-            raise _cut(where)
-        for spot in range(at + 2, end, 12):
-            if not packing and int.from_bytes(blob[spot : spot + 2], order) == 259:
-                packing = int.from_bytes(blob[spot + 8 : spot + 10], order)
-        at = int.from_bytes(blob[end : end + 4], order)
-    _enough(need, _TIFF.get(packing or 1, 2**20) * len(blob), where)
+    size, packing, seen = path.stat().st_size, 0, set()
+    with path.open("rb") as file:
+        head = file.read(8)
+        order: Any = {b"II*\0": "little", b"MM\0*": "big"}.get(head[:4])
+        at = int.from_bytes(head[4:8], order) if order else 0
+        while order and at and at not in seen:  # the chain of pages must end within the file
+            seen.add(at)
+            file.seek(at)
+            many = int.from_bytes(file.read(2), order)
+            if at + 6 + 12 * many > size:
+                raise _cut(where)
+            page = file.read(12 * many + 4)
+            for spot in range(0, 12 * many, 12):
+                if not packing and int.from_bytes(page[spot : spot + 2], order) == 259:
+                    packing = int.from_bytes(page[spot + 8 : spot + 10], order)
+            at = int.from_bytes(page[-4:], order)
+    _enough(need, _TIFF.get(packing or 1, 2**20) * size, where)
 
 
 # ---- text headers ---------------------------------------------------------------------------------------------------------------
 
 
-def _start(path: Path) -> bytes:
+def _start(path: Path, end: bytes) -> bytes:
+    """The first bytes of a file, with what ends its header where that is among them."""
     with path.open("rb") as file:
-        return file.read(_HEADER)
+        head = file.read(_FIRST)
+        found = re.search(end, head)
+        return head if len(head) < _FIRST or (found and found.end() < len(head)) else head + file.read(_HEADER - _FIRST)
 
 
 def _nrrd_files(path: Path, suffix: str, where: str) -> tuple[dict[str, str], list[Path] | None, int]:
     """The fields of the header, the files that hold voxels (None: their names are made by a pattern), and the byte at which they begin."""
-    head = _start(path)
-    end = re.search(rb"(?:\r\n|\r(?!\n)|\n)(?:\r\n|\r|\n)", head)
+    head = _start(path, _BLANK)
+    end = re.search(_BLANK, head)
     if end is None and len(head) == _HEADER:
         raise FormatError(f"{where} is not a readable {suffix} image: its header has no end within {_HEADER} bytes; it may be damaged")
     lines = re.split(rb"\r\n|\r|\n", head[: end.start()] if end else head)
@@ -147,8 +172,8 @@ def _nrrd_files(path: Path, suffix: str, where: str) -> tuple[dict[str, str], li
 
 def _meta_files(path: Path, suffix: str, where: str) -> tuple[dict[str, str], list[Path] | None, int]:
     """The fields of the header, the files that hold voxels (None: by a pattern), and the byte at which they begin."""
-    head = _start(path)
-    found = re.search(rb"(?:^|[\r\n])\s*ElementDataFile\s*[=:]([^\r\n]*)", head)
+    head = _start(path, _DATA)
+    found = re.search(_DATA, head)
     if found is None:
         raise FormatError(f"{where} is not a readable {suffix} image: it has no ElementDataFile; it may be damaged or truncated")
     pairs = (re.split(r"[=:]", line, maxsplit=1) for line in head[: found.start()].decode("latin-1").splitlines())
@@ -156,6 +181,7 @@ def _meta_files(path: Path, suffix: str, where: str) -> tuple[dict[str, str], li
     stated = found[1].decode("latin-1").strip()
     if stated.lower() == "local":
         return fields, [path], head.find(b"\n", found.end()) + 1
+    head = _start(path, b"$^")  # all of it: the names of files may follow
     listed = head[found.end() :].decode("latin-1").split("\n")[1:] if stated.upper().startswith("LIST") else [stated]
     pattern = "%" in stated
     names = [line.strip() for line in listed if line.strip()]
@@ -190,27 +216,27 @@ def _nrrd(path: Path, suffix: str, where: str, reader: Any) -> None:
         encoding = fields.get("encoding", "raw").lower()
         values = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
         need = {"hex": 2 * need, **dict.fromkeys(("txt", "text", "ascii"), 2 * values - 1)}.get(encoding, need)
-        packed = encoding in ("gz", "gzip")
-        _enough(need, room * (_DEFLATE if packed else 1), where)
-        if packed and not {"line skip", "lineskip", "byte skip", "byteskip"} & fields.keys():
-            for file in files or ():
-                _sound(file, start if file == path else 0, file.stat().st_size, need // len(files or ()), where, 31)
+        _enough(need, room * (_DEFLATE if encoding in _GZIP else 1), where)
 
 
 def _meta(path: Path, suffix: str, where: str, reader: Any) -> None:
     fields, files, start = _meta_files(path, suffix, where)
     room, need = _room(files, start), _promised(reader)
-    if fields.get("compresseddata", "false")[:1].lower() in ("t", "1"):
+    if _true(fields, "compresseddata", "false"):
         stated = fields.get("compresseddatasize", "")
         if files is None or len(files) != 1 or not stated.isdecimal():
             raise FormatError(f"{where} is packed and lacks CompressedDataSize, or lies in several files; ITK reads such a one wrongly: "
                               "write it again uncompressed")
         _enough(need, _DEFLATE * files[0].stat().st_size, where)
-        _sound(files[0], start, int(stated), need, where, 15)
     elif room is not None:
-        if fields.get("binarydata", "true")[:1].lower() not in ("t", "1"):
+        if not _true(fields, "binarydata", "true"):
             need = 2 * math.prod(reader.GetSize()) * reader.GetNumberOfComponents() - 1
         _enough(need, room, where)
+
+
+def _true(fields: dict[str, str], name: str, usual: str) -> bool:
+    """Whether a MetaImage's header says yes to a name, as ITK reads it."""
+    return fields.get(name, usual)[:1].lower() in ("t", "1")
 
 
 def _sound(file: Path, start: int, size: int, need: int, where: str, wrap: int) -> None:
@@ -218,7 +244,7 @@ def _sound(file: Path, start: int, size: int, need: int, where: str, wrap: int) 
     gives what lay in memory before. wrap: 15 for zlib's packing, 31 for gzip's, of which several may follow each other."""
     from isal import isal_zlib as zlib
 
-    unpacker, got, enough = zlib.decompressobj(wrap), 0, need + _PIECE
+    unpacker, got, enough = zlib.decompressobj(wrap), 0, need + _SPARE
     try:
         with file.open("rb") as packed:
             packed.seek(start)

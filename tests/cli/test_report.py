@@ -142,7 +142,8 @@ HOSTILE = [
     ("carried", {"fixed_points": "points.csv"}, "is not the record"), ("inputs", {"fixed": [], "moving": {}}, "is not the record"),
     ("inputs", {"fixed": {"path": 7}, "moving": {"path": 7}}, "names 7; expected a path"), ("matrix", [[10**400]], "a matrix that is none"),
     ("inputs", {"fixed": {"path": "~nobody-here/a.nii"}, "moving": {"path": "b" * 5000}}, "is not there"),
-    ("guard", {"findings": 7}, "says what no page shows"), ("seconds", 7, "is not the record"),
+    ("inputs", {"fixed": {"path": "fixed.nii.gz", "findings": 7}, "moving": {"path": "moving.nii.gz"}}, "says what no page shows"),
+    ("seconds", 7, "is not the record"),
 ]
 
 

@@ -184,3 +184,15 @@ def test_shapes_without_voxels_are_not_copied(tmp_path):
     (tmp_path / "a.nii").write_bytes(blob)
     with pytest.raises(FormatError, match=r"a\.nii: shape \(5, 0, 3\) has an empty axis"):
         repaired(tmp_path / "a.nii", tmp_path / "b.nii")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_headers_longer_than_most(tmp_path, end):
+    """A header is read in two goes, wherever between them its end lies."""
+    short = len(nrrd(tmp_path / "a.nrrd", more="# ", end=end).read_bytes()) - len(RAW)
+    for length in range(2**14 - 4, 2**14 + 5):
+        path = nrrd(tmp_path / "a.nrrd", more="# " + "n" * (length - short), end=end)
+        assert np.array_equal(read_image(path).data.numpy().ravel(order="F"), VOXELS)
+    for length in range(2**14 - 180, 2**14 - 100, 7):
+        with pytest.raises(FormatError, match=r"takes its voxels from another file, '../secret.raw'"):
+            read_image(meta(tmp_path / "a.mha", more=f"Comment = {'n' * length}\n", where="../secret.raw"))
