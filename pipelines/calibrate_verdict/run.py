@@ -53,7 +53,7 @@ def measured(number: int) -> dict[str, Any]:
     case = cases.accepted(number, pairs, _STATE["seed"]) if accept else cases.case(number, pairs, _STATE["seed"], _STATE["best"])
     row: dict[str, Any] = {"case": number, "kind": case.kind, "group": case.group, "id": case.id, "start": case.start, "model": case.model,
                            "variant": case.variant, "turn": round(case.turn, 3), "seed": case.seed}
-    options: dict[str, Any] = {"start": case.start, "model": case.model, "threads": 1, "device": _STATE["device"], "retry": accept}
+    options: dict[str, Any] = {"start": case.start, "model": case.model, "threads": 1, "device": _STATE["device"], "no_retry": not accept}
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         if case.given is not None:

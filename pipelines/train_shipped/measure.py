@@ -118,7 +118,7 @@ def main() -> None:
                     for levels in ("0", "auto") if given.refined else ("0",):
                         began = time.perf_counter()
                         found = regkit.align(laid(fixed, a), laid(moving, b), start=f"net:{given.net}" if start == "net" else start,
-                                             levels=levels, threads=given.threads, retry=False)
+                                             levels=levels, threads=given.threads, no_retry=True)
                         seconds = time.perf_counter() - began
                         map = torch.linalg.inv(b) @ found.transform.matrix @ a
                         off = (map - exact)[:, :-1] @ torch.cat([middle, torch.ones(1, 1, dtype=torch.float64)], 1)[..., None]

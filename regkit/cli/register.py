@@ -67,7 +67,8 @@ def register(
     for line in summary(result, output):
         console.say(line)
     if result.verdict.status == FAIL:
-        console.warn(failed_sentence(result))
+        for line in failed(result):
+            console.warn(line)
         return EXIT_FAIL
     return 0
 
@@ -242,9 +243,13 @@ def summary(result: Registration, folder: Path) -> list[str]:
         lines.append(f"seconds     {sum(seconds.get(part, 0.0) for part in ('total', 'resample', 'write')):.1f}")
     lines += [f"note        {note}" for note in record.get("notes", [])]
     said = result.verdict
-    low, high = said.likely_tre_mm
-    lines.append(f"verdict     {said.status}: right with a probability of {said.probability:.2f}"
-                 + (f"; points are probably off by {said.expected_tre_mm:.2g} mm ({low:.2g} to {high:.2g})" if said.status != FAIL else ""))
+    lines.append(f"verdict     {said.status}: right with a probability of {said.probability:.2f}")
+    if said.expected_tre_mm is not None and said.likely_tre_mm is not None:
+        low, high = said.likely_tre_mm
+        lines.append(f"error       {said.expected_tre_mm:.2g} mm expected, {low:.2g} to {high:.2g} in nine of ten cases, differences "
+                     "between people included")
+    if result.settings.expected_error:
+        lines.append(f"error map   {folder / 'expected_error.nii.gz'}")
     lines += [f"because     {reason}" for reason in said.reasons]
     return [*lines, f"written to  {folder}", f"picture     {folder / 'overlay.png'}", f"report      {folder / PAGE}"]
 
@@ -255,8 +260,9 @@ def remarks(result: Registration) -> list[str]:
             for name, item in result.trace["inputs"].items() for one in item.get("findings", []) if one["severity"] != "note"]
 
 
-def failed_sentence(result: Registration) -> str:
+def failed(result: Registration) -> list[str]:
     """Why the result is not to be trusted, and what can be done, in plain words."""
     reasons = "; ".join(result.verdict.reasons) or "little speaks for this map"
-    return (f"this registration is not to be trusted: {reasons}; the files were written all the same (exit code {EXIT_FAIL}). If the scans "
-            "show the same anatomy, regkit doctor looks at their headers; a transform from another tool (--start) or masks may help")
+    return [f"this registration is not to be trusted: {reasons}; the files were written all the same (exit code {EXIT_FAIL})",
+            "are both scans of the same part of the body? If so: regkit doctor looks at their headers, masks show what counts, and --start "
+            "takes a transform from elsewhere"]

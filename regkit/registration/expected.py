@@ -19,12 +19,15 @@ WIDTH = 0.12  # of that edge: as far apart, blocks have a say on each other (sig
 PRIOR = 1.0  # blocks' worth of the mean error, where few blocks tell
 
 
-def expected_error(fixed: Image, moving: Image, transform: Transform, mean: float) -> Image:
-    """The expected error in mm at each voxel of the fixed scan, float32 on its grid; NaN where one of the scans was not seen.
+def expected_error(fixed: Image, moving: Image, transform: Transform, mean: float | None) -> Image:
+    """The expected error in mm at each voxel of the fixed scan, float32 on its grid; NaN where the moving scan was not seen, and
+    everywhere if no mean error is known.
 
     Small blocks of both scans are looked for in the other, at the finest level; how far beside the map they lie is averaged by a Gaussian
     around each place, and scaled so that its mean over the blocks is `mean`. Of a curved map blocks are looked for along its affine part.
     """
+    if mean is None:
+        return fixed.with_data(torch.full((1, 1, *fixed.grid.shape), torch.nan))
     pair = make_pair(fixed, moving)
     grid = _coarse(fixed.grid)
     points = grid.points()[0]

@@ -14,10 +14,10 @@ SHY = "all shifts of many rotations were looked at"  # the note of a walk that h
 
 
 def climb(ground: Ground, settings: Settings, tell: Callable[[str, float], None]) -> tuple[Attempt, list[dict[str, Any]]]:
-    """The first attempt; after one that fails, with `settings.retry`, others until one does not, and of all of them the one that is
+    """The first attempt; after one that fails, without `settings.no_retry`, others until one does not, and of all of them the one that is
     most probably right. → it, and what was tried, for the record: empty if the first one did."""
     first = best = attempt(ground, settings, tell)
-    if first.verdict.status != FAIL or not settings.retry:
+    if first.verdict.status != FAIL or settings.no_retry:
         return first, []
     tried = [_told(first, "as asked")]
     for what, other, wide in rungs(first):
@@ -29,7 +29,10 @@ def climb(ground: Ground, settings: Settings, tell: Callable[[str, float], None]
         if best.verdict.status != FAIL:
             break
     if len(tried) == 1:
-        return first, []
+        if first.levels:
+            first.outcome.notes.append("the result failed, and all there is to try was tried before it: every start, and all shifts of "
+                                       "many rotations")
+        return first, tried if first.levels else []
     kept = "kept what came first" if best is first else f"kept what came of {tried[-1]['what']}" if best is one else "kept the best of them"
     best.outcome.notes.append(f"the first result failed (probability {first.verdict.probability:.2f}); tried again with "
                               f"{', '.join(one['what'] for one in tried[1:])}; {kept} (probability {best.verdict.probability:.2f})")

@@ -59,7 +59,7 @@ def compare(fixed: Image, moving: Image, progress: Callable[[str, float], None] 
     values = []
     for name, scan in (("as it is", moving), ("mirrored", mirror(moving))):
         tell(name, len(values) / 2)
-        values.append(agreement(fixed, scan, align(fixed, scan, **{"retry": False, **options}).transform))
+        values.append(agreement(fixed, scan, align(fixed, scan, **{"no_retry": True, **options}).transform))
     return Mirrored(*values)
 
 

@@ -75,7 +75,7 @@ class Registration:
 
     def expected_error(self) -> Image:
         """By how many mm the map is probably off at each voxel of the fixed scan, float32 on its grid: the verdict's expected error, spread
-        as small blocks of both scans disagree. Where nothing is seen of one of the scans it is NaN."""
+        as small blocks of both scans disagree. NaN where nothing is seen of the moving scan, and everywhere if the verdict is FAIL."""
         from regkit.registration.expected import expected_error
 
         return expected_error(self.fixed, self.moving, self.transform, self.verdict.expected_tre_mm)

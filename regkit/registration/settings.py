@@ -44,8 +44,8 @@ class Settings:
     """Control points along each axis of a thin-plate spline."""
     stiffness: float = 0.0
     """How much more than usual a thin-plate spline resists bending; 0.1 is stiff."""
-    retry: bool = True
-    """Whether to try other starts, another measure and a wider search where the verdict is FAIL."""
+    no_retry: bool = False
+    """Keep the first result; else other starts, another measure and a wider search are tried where the verdict is FAIL."""
     expected_error: bool = False
     """Also write expected_error.nii.gz: by how many mm the map is probably off at each voxel."""
     seed: int = 0

@@ -26,26 +26,28 @@ class Verdict:
 
     status: PASS, WARN (look at the picture) or FAIL (not to be used). probability: of the map being right, in [0, 1]. expected_tre_mm:
     the mean distance in mm at which corresponding points of both scans probably lie, differences between people included; likely_tre_mm:
-    between what it lies in nine of ten cases. Both only say something of maps that are right. reasons: sentences.
+    between what it lies in nine of ten cases; None where the status is FAIL, as they are of right maps. reasons: sentences.
     """
 
     status: str
     probability: float
-    expected_tre_mm: float
-    likely_tre_mm: tuple[float, float]
+    expected_tre_mm: float | None
+    likely_tre_mm: tuple[float, float] | None
     reasons: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "likely_tre_mm": list(self.likely_tre_mm), "reasons": list(self.reasons)}
+        return {**asdict(self), "likely_tre_mm": None if self.likely_tre_mm is None else list(self.likely_tre_mm),
+                "reasons": list(self.reasons)}
 
     @staticmethod
     def of(record: Mapping[str, Any]) -> Verdict:
         """From `as_dict`."""
-        low, high = record["likely_tre_mm"]
-        return Verdict(record["status"], record["probability"], record["expected_tre_mm"], (low, high), tuple(record["reasons"]))
+        likely = record["likely_tre_mm"] and tuple(record["likely_tre_mm"])
+        return Verdict(record["status"], record["probability"], record["expected_tre_mm"], likely, tuple(record["reasons"]))
 
     def __str__(self) -> str:
-        return f"{self.status} (right with a probability of {self.probability:.2f}; expected error {self.expected_tre_mm:.2g} mm)"
+        error = "" if self.expected_tre_mm is None else f"; expected error {self.expected_tre_mm:.2g} mm"
+        return f"{self.status} (right with a probability of {self.probability:.2f}{error})"
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,9 @@ def judge(evidence: Mapping[str, float], findings: list[str], hopeless: bool) ->
     if status == PASS:
         reasons = [f"small blocks of both scans, structure and edges agree on this pose, and no other of those tried comes near "
                    f"(MIND {evidence['mind']:.2f}, elsewhere {_elsewhere(evidence):.2f} at most)"]
-    low, high = (math.exp(log + sign * spread) for sign in (-1, 1))
-    return Verdict(status, round(probability, 4), float(f"{math.exp(log):.3g}"), (float(f"{low:.3g}"), float(f"{high:.3g}")),
-                   tuple([*findings, *reasons]))
+    low, middle, high = (float(f"{math.exp(log + sign * spread):.3g}") for sign in (-1, 0, 1))
+    told = (None, None) if status == FAIL else (middle, (low, high))
+    return Verdict(status, round(probability, 4), *told, tuple([*findings, *reasons]))
 
 
 def _elsewhere(e: Mapping[str, float]) -> float:

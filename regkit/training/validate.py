@@ -103,7 +103,7 @@ def of_start(name: str, refined: bool = False) -> Say:
         affine[:d, :d] *= 100 / edge
         affine[:d, d] = 50 / edge - 50
         grid = Grid((edge,) * d, affine)
-        found = align(Image(fixed, grid), Image(moving, grid), start=name, levels="auto" if refined else "0", retry=False)
+        found = align(Image(fixed, grid), Image(moving, grid), start=name, levels="auto" if refined else "0", no_retry=True)
         frame = Frame(torch.zeros(1, d, dtype=torch.float64), 50.0)
         assert isinstance(found.transform, Matrix)
         return frame.matrix @ found.transform.matrix @ frame.inverse

@@ -25,14 +25,14 @@ def test_the_end_is_never_worse_than_the_best_start(ndim, heads):
     fixed = heads[ndim]
     noise = fixed.with_data(torch.randn(fixed.data.shape, generator=draw))
     for moving in (noise, carried(fixed, known_map(fixed.grid, "affine"))):
-        guard = regkit.align(fixed, moving, start="mass", retry=False).trace["guard"]
+        guard = regkit.align(fixed, moving, start="mass", no_retry=True).trace["guard"]
         assert guard["similarity_end"] >= guard["similarity_best_start"] - COST  # which agreeing blocks may cost
 
 
 def test_noise_is_called_hopeless(ndim, heads):
     draw = torch.Generator().manual_seed(0)
     noise = heads[ndim].with_data(torch.randn(heads[ndim].data.shape, generator=draw))
-    result = regkit.align(heads[ndim], noise, start="mass", retry=False)
+    result = regkit.align(heads[ndim], noise, start="mass", no_retry=True)
     assert result.findings and "resemble each other" in " ".join(result.findings)
     assert result.verdict.status == "FAIL" and set(result.findings) <= set(result.verdict.reasons)
 

@@ -36,7 +36,7 @@ def test_a_right_map_passes_and_wrong_ones_fail_however_they_were_found(ndim, he
     assert right.status == PASS and right.probability > 0.9
     for degrees, shift in ((25, 0), (180, 0), (0, 35)):  # nothing is refined, so nothing but the verdict can tell
         wrong = away(heads, ndim, tmp_path, degrees, shift).verdict
-        assert wrong.status == FAIL and wrong.probability < 0.3 and wrong.reasons
+        assert wrong.status != PASS and wrong.probability < right.probability - 0.2 and wrong.reasons
 
 
 def test_the_further_off_the_less_probable(ndim, heads, tmp_path):
@@ -85,13 +85,16 @@ def test_evidence_beyond_what_was_ever_seen_is_held(evidence):
     for sign in (1, -1):
         turned = {name: value if "mm" in name or name in ("scale", "shear") else sign * value for name, value in wild.items()}
         said = judge(turned, [], False)
-        assert 0 <= said.probability <= 1 and math.isfinite(said.expected_tre_mm)
+        assert 0 <= said.probability <= 1 and (said.status == FAIL or math.isfinite(said.expected_tre_mm))
 
 
 def test_the_expected_error_is_in_millimetres(evidence):
     one, ten = (judge({**evidence[3], "half_edge_mm": mm}, [], False) for mm in (10.0, 100.0))
     assert ten.expected_tre_mm == pytest.approx(10 * one.expected_tre_mm, rel=0.01)
-    assert one.likely_tre_mm[0] < one.expected_tre_mm < one.likely_tre_mm[1]
+    assert one.likely_tre_mm and one.likely_tre_mm[0] < one.expected_tre_mm < one.likely_tre_mm[1]
+    failed = judge(evidence[3], [], True)
+    assert failed.expected_tre_mm is None and failed.likely_tre_mm is None  # an error is of a right map
+    assert Verdict.of(failed.as_dict()) == failed and "error" not in str(failed)
 
 
 def test_a_verdict_comes_back_from_its_record(ndim, heads):
@@ -106,15 +109,24 @@ def noise(ndim, heads) -> Image:
     return heads[ndim].with_data(data)
 
 
-def test_a_bad_start_is_made_good_and_said(ndim, heads):
+def test_a_bad_start_is_made_good_and_said(ndim, heads, monkeypatch):
     """Upside down, and begun where the header puts it: the refinement cannot, another start can."""
     fixed = heads[ndim]
     moving = carried(fixed, known_map(fixed.grid, "rigid", degrees=150))
-    stuck = regkit.align(fixed, moving, start="header", retry=False)
+    stuck = regkit.align(fixed, moving, start="header", no_retry=True)
+    assert stuck.verdict.status != PASS and not stuck.trace["attempts"]
+    real = ladder.attempt
+
+    def attempt(ground, settings, tell, wide=False):
+        one = real(ground, settings, tell, wide)
+        if settings.start == "header":  # whether it is a WARN or a FAIL is a matter of taste, and of the calibration
+            one = ladder.replace(one, verdict=ladder.replace(one.verdict, status=FAIL, probability=0.1))
+        return one
+
+    monkeypatch.setattr(ladder, "attempt", attempt)
     freed = regkit.align(fixed, moving, start="header")
-    assert stuck.verdict.status == FAIL and not stuck.trace["attempts"]
-    assert freed.verdict.status != FAIL and freed.verdict.probability > stuck.verdict.probability
-    assert [one["what"] for one in freed.trace["attempts"]][:2] == ["as asked", "start auto"]
+    assert freed.verdict.status == PASS
+    assert [one["what"] for one in freed.trace["attempts"]] == ["as asked", "start auto"]
     assert "the first result failed" in " ".join(freed.trace["notes"])
     assert freed.settings.start == "header"  # what was asked
 
@@ -138,6 +150,7 @@ def test_of_attempts_that_all_fail_the_best_is_kept(monkeypatch, heads):
 def test_what_was_not_to_be_refined_is_not_tried_again(ndim, heads, noise):
     result = regkit.align(heads[ndim], noise, start="mass", levels=0)
     assert result.verdict.status == FAIL and not result.trace["attempts"]
+    assert not torch.isfinite(result.expected_error().data).any()
 
 
 def test_the_expected_error_as_a_map(ndim, heads):
