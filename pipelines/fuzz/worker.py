@@ -19,7 +19,7 @@ from changes import change
 
 MEMORY = 2_000_000_000  # bytes that a case may take, all of the process together
 MESSAGE = 4000  # characters of an error
-_WANT = ("MemoryError", "allocat", "bad_alloc", "memory")
+_WANT = ("MemoryError", "allocat", "bad_alloc", "of memory are there")
 
 
 def _size(name: str) -> int:

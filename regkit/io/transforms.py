@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from regkit.io.slices import named, reason
 from regkit.space import Grid, Matrix, Transform
 
 _TEXT = (".tfm", ".txt")
-_BINARY = (".h5", ".hdf5", ".mat")
+_HDF5 = (".h5", ".hdf5")
+_BINARY = (*_HDF5, ".mat")
 SUFFIXES = (*_TEXT, *_BINARY, native.SUFFIX)
 _MAGIC = b"#Insight Transform File"
 _HDF = b"\x89HDF\r\n\x1a\n"
@@ -31,6 +34,7 @@ _CENTRED = {"AffineTransform": "affine", "MatrixOffsetTransformBase": "affine", 
             "Similarity3DTransform": 7, "ScaleVersor3DTransform": 9, "ScaleSkewVersor3DTransform": 15,
             "ComposeScaleSkewVersor3DTransform": 12}
 _COUNTS = {**_CENTRED, "TranslationTransform": "each", "IdentityTransform": 0}  # how many parameters ITK's transforms have
+_PATIENCE = 20.0  # seconds that another process may take to read a transform
 _REACH = 1000.0  # mm; where the map is probed
 
 
@@ -59,9 +63,11 @@ def read_transform(path: str | Path, ndim: int | None = None) -> Transform:
         _check_dims(found.ndim, ndim, where)
         return found
     _check_head(head, path.stat().st_size, suffix, where)
-    transform = _read_itk(path, where)
     if suffix in _TEXT:
         _check_text(path, where)
+    elif suffix in _HDF5:
+        _check_survived(path, where)
+    transform = _read_itk(path, where)
     dims = int(transform.GetDimension())
     _check_dims(dims, ndim, where)
     if dims not in (2, 3):
@@ -88,7 +94,7 @@ def _check_head(head: bytes, size: int, suffix: str, where: str) -> None:
         raise FormatError(f"{where} does not begin with '{_MAGIC.decode()}'; expected an ITK transform")
     if suffix == ".mat":
         _check_mat(head, size, where)
-    if suffix in (".h5", ".hdf5") and not head.startswith(_HDF):
+    if suffix in _HDF5 and not head.startswith(_HDF):
         raise FormatError(f"{where} is not an HDF5 file; it may be damaged, expected an ITK transform")
 
 
@@ -129,8 +135,8 @@ def _read_itk(path: Path, where: str) -> Any:
 
 
 def _check_text(path: Path, where: str) -> None:
-    """Raise FormatError where a text file lacks numbers: ITK takes what it cannot read for the identity, and what is not there from
-    beyond the end of what is, without a word."""
+    """Raise FormatError where a text file lacks numbers, before ITK looks at it: what it cannot read it takes for the identity, and what is
+    not there it takes from beyond the end of what is, without a word or dying of it."""
     kind, needed = "", {"Parameters": 0, "FixedParameters": 0}  # how many numbers are still to come, at least
     for line in [*path.read_text(encoding="latin-1").splitlines(), "Transform:"]:
         name, _, stated = line.partition(":")
@@ -152,6 +158,23 @@ def _check_text(path: Path, where: str) -> None:
             least = needed.pop(name)
             if least is not None and (len(known) < least or (name == "Parameters" and len(known) > least)):
                 raise FormatError(f"{where}: {name} holds {len(known)} numbers; a {kind} has {least}, so it may be truncated")
+
+
+def _check_survived(path: Path, where: str) -> None:
+    """Raise FormatError where ITK dies of a file, or comes to no end: a process of its own reads it first. HDF5 is a file system
+    of its own, and its library trusts what it reads."""
+    code, nowhere = "import sys, SimpleITK; SimpleITK.ReadTransform(sys.argv[1])", subprocess.DEVNULL
+    if not sys.executable:
+        return
+    try:
+        done = subprocess.run([sys.executable, "-I", "-c", code, in_utf8(path.absolute())], stdin=nowhere, stdout=nowhere, stderr=nowhere,
+                              timeout=_PATIENCE, check=False)
+    except subprocess.TimeoutExpired:
+        raise FormatError(f"{where} is not a readable ITK transform: reading it comes to no end; it may be damaged") from None
+    except OSError:
+        return  # no other process may be had
+    if done.returncode not in (0, 1):  # 1 is an exception, which says more when it is raised here
+        raise FormatError(f"{where} is not a readable ITK transform: ITK dies of it; it may be damaged")
 
 
 def _probe(transform: Any, dims: int, where: str) -> np.ndarray:

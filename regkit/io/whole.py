@@ -21,6 +21,7 @@ _FREE = r"content:|labels:|[a-z]+ ?units:|[^:]+:="  # lines of which it never co
 _PIECE = 1 << 20  # bytes unpacked at a time
 _SPARE = 1 << 24  # bytes more than were promised that may be unpacked
 _GZIP, _SKIP = ("gz", "gzip"), {"line skip", "lineskip", "byte skip", "byteskip"}  # words in a NRRD's header
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CURE = "fetch or export the file again"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -31,14 +32,17 @@ def check_whole(path: Path, reader: Any, where: str) -> None:
 
     reader: SimpleITK's, with the header read."""
     suffix = path.suffix.lower()
-    if suffix == ".png":
-        _png(path, where)
-    elif suffix in (".jpg", ".jpeg"):
-        _jpeg(path, where, _promised(reader))
-    elif suffix == ".bmp":
-        _bmp(path, where)
-    elif suffix in (".tif", ".tiff"):
-        _tiff(path, where, _promised(reader))
+    if suffix in _PICTURES:
+        with path.open("rb") as file:
+            head = file.read(8)
+        if head.startswith(_PNG):
+            _png(path, where)
+        elif head.startswith(b"\xff\xd8"):
+            _jpeg(path, where, _promised(reader))
+        elif head.startswith(b"BM"):
+            _bmp(path, where)
+        else:
+            _tiff(path, where, _promised(reader))
     elif suffix in (".nrrd", ".nhdr"):
         _nrrd(path, suffix, where, reader)
     elif suffix in (".mha", ".mhd"):
@@ -61,8 +65,14 @@ def check_sound(path: Path, reader: Any, where: str) -> None:
 
 
 def check_own(path: Path, where: str) -> None:
-    """Raise FormatError where the header of a NRRD or MetaImage names a file for its voxels that is not its own; before ITK looks at it."""
+    """Raise FormatError where a file is of another kind than its name says, or the header of a NRRD or MetaImage names a file for its
+    voxels that is not its own; before ITK looks at it."""
     suffix = path.suffix.lower()
+    if suffix in _PICTURES:  # each may have another one's name
+        with path.open("rb") as file:
+            head = file.read(8)
+        if not head.startswith((_PNG, b"\xff\xd8", b"BM", b"II", b"MM")):
+            raise FormatError(f"{where} is not a readable {suffix} image: it begins as no PNG, JPEG, BMP or TIFF does; it may be damaged")
     if suffix in (".nrrd", ".nhdr"):
         _nrrd_files(path, suffix, where)
     elif suffix in (".mha", ".mhd"):
@@ -136,7 +146,7 @@ def _tiff(path: Path, where: str, need: int) -> None:
                 if not packing and int.from_bytes(page[spot : spot + 2], order) == 259:
                     packing = int.from_bytes(page[spot + 8 : spot + 10], order)
             at = int.from_bytes(page[-4:], order)
-    _enough(need, _TIFF.get(packing or 1, 2**20) * size, where)
+    _enough(need, (_TIFF.get(packing or 1, 2**20) if order else 2**20) * size, where)
 
 
 # ---- text headers ---------------------------------------------------------------------------------------------------------------
@@ -154,6 +164,8 @@ def _nrrd_files(path: Path, suffix: str, where: str) -> tuple[dict[str, str], li
     """The fields of the header, the files that hold voxels (None: their names are made by a pattern), and the byte at which they begin."""
     head = _start(path, _BLANK)
     end = re.search(_BLANK, head)
+    if not head.startswith(b"NRRD"):
+        raise FormatError(f"{where} is not a readable {suffix} image: it begins as no NRRD does; it may be damaged or of another kind")
     if end is None and len(head) == _HEADER:
         raise FormatError(f"{where} is not a readable {suffix} image: its header has no end within {_HEADER} bytes; it may be damaged")
     lines = re.split(rb"\r\n|\r|\n", head[: end.start()] if end else head)
@@ -174,8 +186,8 @@ def _meta_files(path: Path, suffix: str, where: str) -> tuple[dict[str, str], li
     """The fields of the header, the files that hold voxels (None: by a pattern), and the byte at which they begin."""
     head = _start(path, _DATA)
     found = re.search(_DATA, head)
-    if found is None:
-        raise FormatError(f"{where} is not a readable {suffix} image: it has no ElementDataFile; it may be damaged or truncated")
+    if found is None or b"\0" in head[: found.start()]:
+        raise FormatError(f"{where} is not a readable {suffix} image: it is no text with an ElementDataFile; it may be damaged")
     pairs = (re.split(r"[=:]", line, maxsplit=1) for line in head[: found.start()].decode("latin-1").splitlines())
     fields = {pair[0].strip().lower(): pair[1].strip() for pair in pairs if len(pair) == 2}
     stated = found[1].decode("latin-1").strip()
@@ -184,6 +196,8 @@ def _meta_files(path: Path, suffix: str, where: str) -> tuple[dict[str, str], li
     head = _start(path, b"$^")  # all of it: the names of files may follow
     listed = head[found.end() :].decode("latin-1").split("\n")[1:] if stated.upper().startswith("LIST") else [stated]
     pattern = "%" in stated
+    if pattern and not re.fullmatch(r"[^%\s]*%0?\d?d[^%\s]*(\s+\d+){1,3}", stated):  # ITK prints by it, whatever it says
+        raise FormatError(f"{where} takes its voxels from {short(stated)}; expected a file, or a pattern such as slice%03d.raw 1 9 1")
     names = [line.strip() for line in listed if line.strip()]
     return fields, _own(path, [stated.split()[0]] if pattern else names, suffix == ".mha", ".mhd", where, pattern), 0
 

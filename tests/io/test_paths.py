@@ -57,7 +57,7 @@ def test_a_name_that_is_not_utf8(tmp_path, monkeypatch):
     with pytest.raises(FormatError, match="the name is not UTF-8, and ITK opens no such file; rename it"):
         in_utf8(name)
     for suffix, door in ((".nrrd", regkit.read_image), (".tfm", regkit.read_transform)):
-        Path(name + suffix).write_text("#Insight Transform File V1.0\n")
+        Path(name + suffix).write_text("#Insight Transform File V1.0\n" if suffix == ".tfm" else "NRRD0004\n")
         with pytest.raises(FormatError, match="not UTF-8"):
             door(name + suffix)
     done = subprocess.run([sys.executable, "-m", "regkit", "doctor", name], capture_output=True,

@@ -181,11 +181,12 @@ FixedParameters: 1 2 3
 
 @pytest.mark.parametrize("text,reason", [
     (WHOLE.replace("0.3", "O.3"), "Parameters holds a word that is no number"),
+    (WHOLE.replace(": 0.1 -0.2 0.3", ":`0.1 -0.2 0,3"), "Parameters holds a word that is no number"),  # of which ITK dies
     (WHOLE.replace(" 5 6", ""), "Parameters holds 4 numbers; a Euler3DTransform has 6"),
     (WHOLE.replace("FixedParameters: 1 2 3", ""), "lacks FixedParameters of a Euler3DTransform"),
     (WHOLE.replace("0.3", "nan"), "holds NaN"),
     (WHOLE[: WHOLE.index("Fixed")], "lacks FixedParameters"), (WHOLE[:-3], "it may be (damaged|truncated)"),
-], ids=["word", "few", "no fixed", "nan", "truncated", "cut"])
+], ids=["word", "deadly", "few", "no fixed", "nan", "truncated", "cut"])
 def test_a_text_that_lacks_numbers_is_no_identity(tmp_path, text, reason):
     """ITK takes what it cannot read for the identity, or for a centre at 0, without a word."""
     (tmp_path / "a.tfm").write_text(WHOLE)
@@ -193,6 +194,14 @@ def test_a_text_that_lacks_numbers_is_no_identity(tmp_path, text, reason):
     (tmp_path / "a.tfm").write_text(text)
     with pytest.raises(FormatError, match=reason):
         read_transform(tmp_path / "a.tfm")
+
+
+def test_hdf5_of_which_itk_dies(tmp_path):
+    write_transform(Matrix.identity(3), tmp_path / "a.h5")
+    whole = (tmp_path / "a.h5").read_bytes()
+    (tmp_path / "a.h5").write_bytes(whole[:2167] + b"{}" * 300 + whole[2167:])
+    with pytest.raises(FormatError, match="is not a readable ITK transform"):
+        read_transform(tmp_path / "a.h5")
 
 
 def test_a_binary_file_that_promises_more_than_it_holds(tmp_path):

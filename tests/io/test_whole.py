@@ -86,7 +86,7 @@ def test_other_spellings_of_the_field(place):
     path.write_bytes(path.read_bytes().replace(b"ElementDataFile", b"  ElementDataFile : ../secret.raw\nElementDataFile"))
     with pytest.raises(FormatError, match="takes its voxels from another file"):
         read_image(path)
-    with pytest.raises(FormatError, match="has no ElementDataFile"):
+    with pytest.raises(FormatError, match="it is no text with an ElementDataFile"):
         read_image(meta(place / "scan.mha", where="LOCAL").with_suffix(".mhd").write_bytes(b"NDims = 3\n") and place / "scan.mhd")
 
 
@@ -196,3 +196,32 @@ def test_headers_longer_than_most(tmp_path, end):
     for length in range(2**14 - 180, 2**14 - 100, 7):
         with pytest.raises(FormatError, match=r"takes its voxels from another file, '../secret.raw'"):
             read_image(meta(tmp_path / "a.mha", more=f"Comment = {'n' * length}\n", where="../secret.raw"))
+
+
+@pytest.mark.parametrize("named", ["%s%n", "scan%s.raw 1 3 1", "%d%d.raw 1 3 1", "%999999999d.raw 1 3 1", "%03d"])
+def test_names_that_itk_would_print_by(place, named):
+    """MetaImage's pattern for names is a format of C's, and ITK takes any."""
+    with pytest.raises(FormatError, match=r"expected a file, or a pattern such as slice%03d.raw 1 9 1"):
+        read_image(meta(place / "scan.mhd", where=named, data=b""))
+
+
+def test_slices_by_a_pattern(place):
+    for k in range(3):
+        (place / f"s{k + 1:02d}.raw").write_bytes(RAW[20 * k : 20 * k + 20])
+    image = read_image(meta(place / "scan.mhd", where="s%02d.raw 1 3 1", data=b""))
+    assert np.array_equal(image.data.numpy().ravel(order="F"), VOXELS)
+
+
+def test_a_picture_under_anothers_name(tmp_path):
+    """Is taken for what it is; what is no picture at all is refused before ITK asks all of its readers."""
+    Picture.fromarray(np.arange(200, dtype=np.uint8).reshape(10, 20)).save(tmp_path / "a.bmp")
+    blob = (tmp_path / "a.bmp").read_bytes()
+    (tmp_path / "a.png").write_bytes(blob)
+    assert read_image(tmp_path / "a.png").grid.shape == (20, 10)
+    (tmp_path / "a.png").write_bytes(blob[:-40])
+    with pytest.raises(FormatError, match="the end of the picture is missing"):
+        read_image(tmp_path / "a.png")
+    for suffix, words in ((".png", "begins as no PNG, JPEG, BMP or TIFF"), (".nrrd", "begins as no NRRD")):
+        (tmp_path / f"b{suffix}").write_bytes(b"GIF89a" + blob)
+        with pytest.raises(FormatError, match=words):
+            read_image(tmp_path / f"b{suffix}")
