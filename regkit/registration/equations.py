@@ -25,6 +25,8 @@ from regkit.filters import gradient
 from regkit.sampling import inside, sample
 from regkit.space import Frame, Grid
 
+_ROUNDING = 1e-5  # of the sum of squares: a variance below is what single precision leaves of none
+
 
 @dataclass(frozen=True, eq=False)
 class Side:
@@ -191,13 +193,15 @@ def _correlation(side: Side, read: Tensor, weight: Tensor, total: Tensor) -> tup
     f, w, n = side.features[None], weight[:, None], total[:, None]
     wm = read * w
     mean_f, mean_m = weight @ side.features.mT / n, wm.sum(2) / n
-    ff = (weight @ side.features.square().sum(0) - (mean_f.square() * n).sum(1)).clamp_min(1e-12)
-    mm = ((wm * read).sum((1, 2)) - (mean_m.square() * n).sum(1)).clamp_min(1e-12)
+    sum_f, sum_m = weight @ side.features.square().sum(0), (wm * read).sum((1, 2))
+    ff, mm = (sum_f - (mean_f.square() * n).sum(1)).clamp_min(1e-12), (sum_m - (mean_m.square() * n).sum(1)).clamp_min(1e-12)
+    there = (ff > _ROUNDING * sum_f) & (mm > _ROUNDING * sum_m)  # of a few points, or of a flat patch, only rounding errors are left
     rho = ((wm.flatten(1) @ side.features.flatten()) - (mean_f * mean_m * n).sum(1)) * (ff * mm).rsqrt()
+    rho = torch.where(there, rho, 0).clamp(-1, 1)
     gain = (ff / mm).sqrt()
     pull = torch.addcmul(w * torch.addcmul((gain[:, None] * mean_m - rho[:, None] * mean_f)[..., None], rho[:, None, None], f),
                          wm, -gain[:, None, None])
-    return rho, pull, 1 / ff
+    return rho, pull, torch.where(there, 1 / ff, 0)
 
 
 def _difference(side: Side, read: Tensor, weight: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
