@@ -232,7 +232,7 @@ def summary(result: Registration, folder: Path) -> list[str]:
     chosen = record.get("chosen", {})
     lines = [f"model       {result.settings.model}",
              f"similarity  {chosen.get('similarity', result.settings.similarity)}"
-             + (f" ({chosen['why']})" if chosen.get("why") else "")]
+             + (f" ({chosen['why'].partition(':')[0]})" if chosen.get("why") else "")]
     change = record["similarity"]
     if "bent" in (found := {k.removeprefix("similarity_"): v for k, v in result.trace["guard"].items()}):
         lines.append(f"bent        {found['affine']:.3f} under the affine map, {found['bent']:.3f} bent, at the finest level")
@@ -261,8 +261,8 @@ def remarks(result: Registration) -> list[str]:
 
 
 def failed(result: Registration) -> list[str]:
-    """Why the result is not to be trusted, and what can be done, in plain words."""
-    reasons = "; ".join(result.verdict.reasons) or "little speaks for this map"
-    return [f"this registration is not to be trusted: {reasons}; the files were written all the same (exit code {EXIT_FAIL})",
+    """That the result is not to be trusted, the first reason, and what can be done, in plain words."""
+    reason = next(iter(result.verdict.reasons), "little speaks for this map")
+    return [f"this registration is not to be trusted: {reason}; the files were written all the same (exit code {EXIT_FAIL})",
             "are both scans of the same part of the body? If so: regkit doctor looks at their headers, masks show what counts, and --start "
             "takes a transform from elsewhere"]

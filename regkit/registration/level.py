@@ -31,7 +31,8 @@ def sides_of(fixed: Canvas, moving: Canvas, measure: Similarity, frame: Frame, c
             seen, weight, grid = own[not forward], away.weight, away.grid
             to_index = grid.inverse[0] @ frame.inverse[0]
         else:
-            data, weight, grid = _seen(*away.source.read(home.grid, frame.world(turned)), home.grid)
+            there = _within(home.grid, away.source.grid, frame.world(turned))
+            data, weight, grid = _seen(*away.source.read(there, frame.world(turned)), there)
             seen = made_of(data, weight, measure)
             to_index = grid.inverse[0] @ frame.inverse[0] @ torch.linalg.inv(turned)[0]
         chosen = choose_points(home.weight, count, seed)
@@ -39,6 +40,16 @@ def sides_of(fixed: Canvas, moving: Canvas, measure: Similarity, frame: Frame, c
                          measure.residual, slopes)
 
     return list(run(side, (True, False)))
+
+
+def _within(home: Grid, away: Grid, world: Tensor) -> Grid:
+    """The box of the home grid in which the away scan's field of view lies under a map (1, D+1, D+1) of home to away in mm, and enough
+    around it; the grid itself where they lie apart."""
+    corners = home.to_index(away.corners() @ torch.linalg.inv(world)[:, :-1, :-1].mT + torch.linalg.inv(world)[:, None, :-1, -1])[0]
+    ends = torch.stack([corners.amin(0).floor() - MARGIN, corners.amax(0).ceil() + MARGIN + 1])
+    size = torch.tensor(home.shape, dtype=ends.dtype, device=ends.device)
+    low, high = (end.clamp_min(0).minimum(size) for end in ends)
+    return _cut(home, low.int().tolist(), high.int().tolist()) if bool((low < high).all()) else home
 
 
 def _seen(data: Tensor, weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Grid]:
@@ -52,9 +63,14 @@ def _seen(data: Tensor, weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Gri
         low.append(max(int(places[0]) - MARGIN, 0))
         high.append(min(int(places[-1]) + 1 + MARGIN, n))
     box = (..., *(slice(a, b) for a, b in zip(low, high, strict=True)))
+    return data[box], weight[box], _cut(grid, low, high)
+
+
+def _cut(grid: Grid, low: list[int], high: list[int]) -> Grid:
+    """The voxels of a grid from `low` to before `high`."""
     shift = torch.eye(grid.ndim + 1, dtype=torch.float64, device=grid.device)
     shift[:-1, -1] = torch.tensor(low, dtype=torch.float64)
-    return data[box], weight[box], Grid(tuple(b - a for a, b in zip(low, high, strict=True)), grid.affine @ shift)
+    return Grid(tuple(b - a for a, b in zip(low, high, strict=True)), grid.affine @ shift)
 
 
 def choose_points(weight: Tensor, count: int, seed: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -79,8 +80,10 @@ def choose(poses: Poses, outcome: Outcome) -> tuple[Tensor, float]:
         if float(judged[win] - judged[home]) <= MARGIN * (1 - float(judged[home])):
             win = home
         else:
-            means = f"{float(judged[win]):.3f} for the turned pose, {float(judged[home]):.3f} for the headers' orientation"
-            outcome.notes.append(f"the scans lie turned against their headers: MIND scores {means}")
+            header = torch.eye(maps.shape[-1], dtype=maps.dtype, device=maps.device)[None]
+            degrees = math.degrees(float(angle_between(maps[win: win + 1], header)))
+            outcome.notes.append(f"the scans lie turned by {degrees:.0f}° against their headers: so MIND scores {float(judged[win]):.3f}, "
+                                 f"in the headers' orientation {float(judged[home]):.3f}")
     return maps[win: win + 1], float(judged[win])
 
 

@@ -150,9 +150,9 @@ def _choose(scene: Scene, pose: Tensor, outcome: Outcome) -> None:
     outcome.similarity = f"lncc+{detail}" if related else detail
     if related and filled and count <= FEW_LEVELS:
         outcome.similarity += "+ncc"
-    outcome.why = (f"the local correlation is {local:.2f} at the coarse pose (asked with {count} level{'s' * (count > 1)}: {asked}), "
-                   + ("intensities and structure go together" if related else "only structure can be relied on")
-                   + f"; MIND scores {structure:.2f} where local correlation scores {smooth:.2f}")
+    outcome.why = (("intensities and structure go together" if related else "only structure can be relied on")
+                   + f": the local correlation is {local:.2f} at the coarse pose (asked with {count} level{'s' * (count > 1)}: {asked}); "
+                   f"MIND scores {structure:.2f} where local correlation scores {smooth:.2f}")
 
 
 def _guard(scene: Scene, starts: Tensor, outcome: Outcome, progress: Callable[[str, float], None]) -> None:
