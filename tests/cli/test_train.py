@@ -23,6 +23,8 @@ from regkit.training import train as module
 from regkit.training.settings import TrainSettings
 from tests.training.conftest import write_people, write_scan
 
+pytestmark = pytest.mark.usefixtures("unjudged")
+
 pytest.importorskip("lightning_fabric")
 
 ROOT = Path(__file__).resolve().parents[2]

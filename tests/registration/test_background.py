@@ -11,6 +11,8 @@ from regkit.registration.background import background
 from regkit.sampling import warp
 from tests.registration.conftest import carried, known_map
 
+pytestmark = pytest.mark.usefixtures("unjudged")
+
 
 def _whole(brain: Image) -> Image:
     """The stripped template in a skull: a bright textured shell 8 to 20 mm off, in dim noise as in air."""

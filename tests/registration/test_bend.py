@@ -17,6 +17,8 @@ from regkit.registration.pair import make_pair
 from regkit.space import MODELS, Composite, Frame, SplineModel
 from tests.registration.conftest import carried, known_map
 
+pytestmark = pytest.mark.usefixtures("unjudged")
+
 SCORES = {"end": 0.5, "best_start": 0.4, "header": 0.3}
 
 

@@ -10,6 +10,8 @@ from regkit import Grid, Image, Matrix
 from regkit.sampling import warp
 from tests.registration.conftest import carried, known_map
 
+pytestmark = pytest.mark.usefixtures("unjudged")
+
 
 def stored(image: Image, order: tuple[int, ...], flipped: tuple[int, ...]) -> Image:
     """The same voxels at the same places, with the array's axes permuted and flipped."""

@@ -7,6 +7,8 @@ import regkit
 from regkit import FormatError, GeometryError, Grid, Image, Matrix, OverlapError
 from tests.registration.conftest import carried, known_map
 
+pytestmark = pytest.mark.usefixtures("unjudged")
+
 
 def ball(image: Image, offset: float, radius: float) -> torch.Tensor:
     """(1, 1, *S) bool: voxels within `radius` mm of a point `offset` mm from the bright voxels' centre, along every axis."""

@@ -8,6 +8,8 @@ from regkit.registration.padding import scanned
 from regkit.sampling import warp
 from regkit.space import MODELS, Frame
 
+pytestmark = pytest.mark.usefixtures("unjudged")
+
 SIZES = {2: (50, 40), 3: (36, 30, 26)}
 
 

@@ -13,6 +13,8 @@ from regkit.space import MODELS, Frame
 
 from .conftest import carried, known_map
 
+pytestmark = pytest.mark.usefixtures("unjudged")
+
 
 def _scene(fixed, moving, model: str, mm: float) -> Scene:
     return Scene(build(make_pair(fixed, moving), (4 * mm, 2 * mm)), Frame.of(fixed.grid), MODELS[model], 0)

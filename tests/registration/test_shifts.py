@@ -13,6 +13,8 @@ from regkit.registration.start import search_structure
 from regkit.similarity import SIMILARITIES
 from regkit.space import Frame
 
+pytestmark = pytest.mark.usefixtures("unjudged")
+
 
 def test_correlations_are_those_of_brute_force(ndim):
     draw = torch.Generator().manual_seed(1)

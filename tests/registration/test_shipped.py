@@ -14,6 +14,8 @@ from regkit.space import Grid
 from regkit.training.poses import turned
 from regkit.training.validate import angle
 
+pytestmark = pytest.mark.usefixtures("unjudged")
+
 FILES = sorted(SHIPPED.glob("*.safetensors"))
 DEGREES = 12.0  # by which an answer may be wrong here; the basin of refinement is 20
 

@@ -24,6 +24,8 @@ from regkit.training.settings import TrainSettings
 from regkit.training.train import train
 from tests.training.conftest import affine, write_labels, write_people, write_scan
 
+pytestmark = pytest.mark.usefixtures("unjudged")
+
 pytest.importorskip("lightning_fabric")
 
 FILES = ["checkpoint.safetensors", "curves.png", "evolution.gif", "frames.npy", "log.csv", "model-card.md", "net.safetensors", "scans",

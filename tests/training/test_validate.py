@@ -19,6 +19,8 @@ from regkit.training.poses import Poses
 from regkit.training.validate import Case, angle, cases, measure, of_net, of_start
 from tests.training.test_pairs import MM, ball, blobs, placed
 
+pytestmark = pytest.mark.usefixtures("unjudged")
+
 both = pytest.mark.parametrize("ndim", [2, 3], ids=["2D", "3D"])
 EDGE = 24
 
