@@ -23,8 +23,8 @@ OWNED = ("transform.tfm", "transform.json", "registration.json", "run.json")
 def read_outcome(folder: str | Path, case: Case, truth: Truth) -> Outcome:
     """A method's files of a case: `transform.tfm|.mat|.h5|.txt` (ITK's), `transform.json` (regkit's) or `displacement.nii.gz` (ITK's,
     LPS), which score labels and landmarks alike; without a map `labels.nii.gz` (the moving labels on the fixed grid) and `points.csv`
-    (the fixed landmarks in the moving scan). Optional: `inverse.tfm|…` or `inverse_displacement.nii.gz`, and `run.json` with seconds
-    and peak_mb.
+    (the fixed landmarks in the moving scan). Optional: `inverse.tfm|…` or `inverse_displacement.nii.gz`, and `run.json` with seconds,
+    peak_mb and a verdict {status, probability}.
 
     Raises FormatError where there is nothing, or files of two maps."""
     place = case_folder(folder, case)
@@ -36,7 +36,7 @@ def read_outcome(folder: str | Path, case: Case, truth: Truth) -> Outcome:
     if len(found) > 1:
         raise FormatError(f"{place} holds {found[0].name} and {found[1].name}; expected one map")
     cost = _cost(place / "run.json")
-    outcome = Outcome(seconds=cost.get("seconds"), peak_mb=cost.get("peak_mb"))
+    outcome = Outcome(**cost)
     if found:
         names = [name.replace("transform.", "inverse.").replace("displacement.", "inverse_displacement.") for name in MAPS]
         back = [place / name for name in names if (place / name).exists()]
@@ -62,13 +62,15 @@ def _map(path: Path, ndim: int) -> Transform:
     return Displacement(read_field(path, ndim)) if "displacement" in path.name else read_transform(path, ndim)
 
 
-def _cost(path: Path) -> dict[str, float]:
+def _cost(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        return {k: float(said[k]) for k in ("seconds", "peak_mb") if said.get(k) is not None}
-    except (ValueError, TypeError, AttributeError, OSError, OverflowError, RecursionError) as error:
+        cost: dict[str, Any] = {k: float(said[k]) for k in ("seconds", "peak_mb") if said.get(k) is not None}
+        verdict = said.get("verdict") or {}
+        return cost | ({"verdict": str(verdict["status"]), "probability": float(verdict["probability"])} if verdict else {})
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, OverflowError, RecursionError) as error:
         raise FormatError(f"{path} is not readable: {error}; expected {{\"seconds\": …, \"peak_mb\": …}}") from error
 
 

@@ -52,7 +52,8 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a method made of a case: a map; or labels on the fixed grid and landmarks in the moving scan; and what it cost."""
+    """What a method made of a case: a map; or labels on the fixed grid and landmarks in the moving scan; what it cost; and its own verdict
+    (PASS, WARN or FAIL) with the probability of being right, if it gives one."""
 
     transform: Transform | None = None
     back: Transform | None = None
@@ -60,6 +61,8 @@ class Outcome:
     points: Points | None = None
     seconds: float | None = None
     peak_mb: float | None = None
+    verdict: str | None = None
+    probability: float | None = None
 
 
 def read_truth(case: Case) -> Truth:
@@ -168,7 +171,7 @@ def row_of(case: Case, method: str, truth: Truth, before: Mapping[str, Any], aft
                 "rtre": float(landmarks.relative(errors, truth.moving_size).mean())}
     for name in ("folds_percent", "sdlogj", "inverse_mm"):
         row[name] = None if after is None else after.get(name)
-    row |= {"seconds": outcome.seconds, "peak_mb": outcome.peak_mb}
+    row |= {name: getattr(outcome, name) for name in ("seconds", "peak_mb", "verdict", "probability")}
     badness, why = judge(row, truth, after)
     return {**row, "badness": badness, "why": why}
 
@@ -189,7 +192,8 @@ def lost_row(case: Case, method: str, reason: str) -> Row:
     diagonal = None if fixed is None else diagonal_of(fixed)
     row: Row = {"id": case.id, "group": case.group, "method": method, "status": "failed", "reason": reason,
                 "unit": "px" if fixed is not None and fixed.pixels else "mm", "ndim": case.ndim if fixed is None else fixed.ndim,
-                "labels": 0, "undefined": 0, "seconds": None, "peak_mb": None, "badness": 1.0, "why": f"It failed: {reason}"}
+                "labels": 0, "undefined": 0, "seconds": None, "peak_mb": None, "verdict": None, "probability": None, "badness": 1.0,
+                "why": f"It failed: {reason}"}
     if case.fixed_labels:
         row |= {"dice": 0.0, "jaccard": 0.0, "surface_dice": 0.0, "hd95_mm": diagonal, "asd_mm": diagonal}
     if case.fixed_points:

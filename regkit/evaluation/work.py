@@ -17,6 +17,7 @@ from regkit.errors import OptionError
 from regkit.evaluation import methods as tools
 from regkit.evaluation.cases import FILES, Case
 from regkit.evaluation.score import Outcome, Row, Truth, identity, landmark_names, lost_row, measure, read_truth, row_of
+from regkit.registration.result import Registration
 from regkit.registration.settings import Settings
 from regkit.space import Matrix, Transform
 
@@ -119,6 +120,7 @@ def _outcome(name: str, method: Method, job: Job, truth: Truth) -> Outcome:
     if isinstance(method, Path):
         return tools.read_outcome(method, job.case, truth)
     made = method(job.case)
+    said = made.verdict if isinstance(made, Registration) else None
     made = getattr(made, "transform", made)
     if not isinstance(made, Transform):
         try:
@@ -128,7 +130,7 @@ def _outcome(name: str, method: Method, job: Job, truth: Truth) -> Outcome:
     if made.ndim != truth.ndim:
         raise OptionError(f"methods: {name} gave a {made.ndim}D map, the scans are {truth.ndim}D; expected a matrix "
                           f"({truth.ndim + 1}, {truth.ndim + 1})")
-    return Outcome(made)
+    return Outcome(made) if said is None else Outcome(made, verdict=said.status, probability=said.probability)
 
 
 def _label_rows(case: Case, method: str, before: Mapping[int, Row], after: Mapping[int, Row]) -> list[Row]:

@@ -7,14 +7,15 @@ An evaluation is plain data, any value of which may be None and any list empty o
 - table: {group (or `all`), method, measure, n, mean, sd, median, worst30, low, high, before, undefined}
 - tests: {measure, method, against, n, difference, p, p_holm}; ranks: {method, rank};
   success: {measure, threshold, method, share, n}; capture: {method, angle, captured, cases}
-- cases: {id, group, method, status (ok or failed), reason, badness (0 best … 1 worst), why, seconds}, each measure's column and
-  its column before (`before_name`)
+- cases: {id, group, method, status (ok or failed), reason, badness (0 best … 1 worst), why, seconds, verdict, probability}, each
+  measure's column and its column before (`before_name`)
 - labels: {id, method, label, name, dice_before, dice, hd95_mm}; points: {id, method, point, tre_before_mm, tre_mm}
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from markupsafe import Markup
 
 from regkit.report.figures import boxes, curves, finite, steps
 
+_ORDER = "PASS WARN FAIL"
 WORST = 10  # cases that are shown open
 MOST_ROWS = 30  # labels in one chart
 MOST_POINTS = 15  # landmarks in one chart
@@ -73,7 +75,7 @@ def _number(case: Mapping[str, Any], name: str, measure: Mapping[str, Any]) -> d
 
 
 def headline(evaluation: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> str:
-    """How many cases, how many failed, in one or two sentences."""
+    """How many cases, how many failed, and what their verdicts are, in one or two sentences."""
     pairs = len({str(case.get("id")) for case in cases})
     if not pairs:
         return "No case was evaluated."
@@ -81,7 +83,9 @@ def headline(evaluation: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) 
     failed = sum(case["failed"] for case in cases)
     way = f", {len(methods)} methods" if len(methods) > 1 else f" by {methods[0]}" if methods else ""
     outcome = "none failed" if not failed else f"{failed} of {len(cases)} registrations failed"
-    return f"{pairs} {'pair' if pairs == 1 else 'pairs'}{way}: {outcome}."
+    said = Counter(name for case in cases if isinstance(name := case.get("verdict"), str))
+    verdicts = f" Verdicts: {', '.join(f'{said[name]} {name}' for name in sorted(said, key=_ORDER.find))}." if said else ""
+    return f"{pairs} {'pair' if pairs == 1 else 'pairs'}{way}: {outcome}.{verdicts}"
 
 
 def summary(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:

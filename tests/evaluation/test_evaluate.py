@@ -5,6 +5,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas
 import pytest
 import SimpleITK as sitk
 import torch
@@ -53,7 +54,7 @@ def test_a_known_map_by_every_road(cohort, tmp_path):
         regkit.write_image(moved, folder / "labels.nii.gz")
         points = regkit.read_points(home / f"{name}-fixed.csv", ndim=transform.ndim)
         regkit.write_points(points.with_world(transform(points.world[None])[0]), folder / "points.csv")
-        (folder / "run.json").write_text('{"seconds": 12.5, "peak_mb": 300}')
+        (folder / "run.json").write_text('{"seconds": 12.5, "peak_mb": 300, "verdict": {"status": "WARN", "probability": 0.5}}')
 
     methods = {"tfm": _folder(tmp_path / "a", truth, _tfm), "field": _folder(tmp_path / "b", truth, _field),
                "parts": _folder(tmp_path / "c", truth, parts), "function": lambda case: truth[case.id].matrix[0].numpy()}
@@ -69,7 +70,8 @@ def test_a_known_map_by_every_road(cohort, tmp_path):
             for measure in ("dice", "jaccard", "hd95_mm", "asd_mm", "surface_dice", "tre_before_mm"):
                 assert row[measure] == pytest.approx(first[measure], abs=1e-5), (other, measure)
             assert row["tre_mm"] == pytest.approx(0, abs=1e-4)
-        assert _row(found, name, "parts")["seconds"] == 12.5
+        assert _row(found, name, "parts")[["seconds", "verdict", "probability"]].tolist() == [12.5, "WARN", 0.5]
+        assert pandas.isna(first["verdict"])  # another tool's files say nothing of the kind
         assert _row(found, name, "field")["folds_percent"] == 0
     assert len(found.points) == 2 * 4 * 4 and len(found.labels) == 2 * 3 * 4
     assert set(found.summary["group"]) == {"all", "2D", "3D"}
@@ -81,6 +83,8 @@ def test_align_resume_and_files(cohort, tmp_path):
     found = evaluate(path, output=out, jobs=2, progress=lambda *state: told.append(state))
     assert told[0] == (0, 2, "") and told[-1][:2] == (2, 2)
     for name, transform in truth.items():
+        record = json.loads((out / "regkit" / name / "registration.json").read_text())["verdict"]
+        assert _row(found, name, "regkit")[["verdict", "probability"]].tolist() == [record["status"], record["probability"]]
         assert _row(found, name, "regkit")["tre_mm"] < 0.6
         stored = regkit.read_transform(out / "regkit" / name / "transform.tfm")
         points = torch.tensor([[[30.0] * transform.ndim]], dtype=torch.float64)

@@ -50,6 +50,8 @@ _CASES = [{"id": f"c{k}", "group": ("heads", "hands")[k % 2], "method": method, 
           for turn, method in enumerate(("regkit", "other")) for k in range(14)]
 _CASES[2] |= {"status": "failed", "reason": "the scans do not overlap", "dice": None, "hd95_mm": None, "tre_mm": None,
               "tre_p90_mm": None, "badness": 1.0, "why": "It failed."}
+_CASES[0] |= {"verdict": "PASS", "probability": 0.98}
+_CASES[1] |= {"verdict": "FAIL", "probability": 0.031}
 
 _EVALUATION = {
     "title": "Two methods", "regkit": "0.1.0", "created": "2026-01-02T03:04:05Z", "command": "regkit evaluate pairs.csv -o out",

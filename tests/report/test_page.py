@@ -207,6 +207,16 @@ def test_a_far_value_does_not_squash_the_boxes():
     assert 'class="beyond"' in chart and "1000" not in chart
 
 
+def test_verdicts_are_told_and_can_be_filtered_by():
+    evaluation = {"title": "t", "methods": ["a"], "cases": [
+        {"id": name, "group": "g", "method": "a", "status": "ok", "verdict": verdict, "probability": 0.25}
+        for name, verdict in (("w", "PASS"), ("x", "FAIL"), ("y", None), ("z", float("nan")), ("v", "PASS"))]}
+    text = cohort_page(evaluation, {})
+    assert "5 pairs by a: none failed. Verdicts: 2 PASS, 1 FAIL." in Read(text).text
+    assert text.count("<dt>Verdict</dt>") == 3 and text.count('<span class="chip bad">FAIL</span>') == 1 and "nan" not in Read(text).text
+    assert 'data-text="x g a ok fail"' in text
+
+
 def test_a_case_tells_its_time_once():
     evaluation = {"title": "t", "methods": ["a"], "measures": {"seconds": {"name": "Time", "unit": "s", "better": "low"}},
                   "cases": [{"id": "x", "group": "g", "method": "a", "status": "ok", "seconds": 4.5}]}
