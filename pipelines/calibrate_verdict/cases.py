@@ -200,7 +200,9 @@ def accepted(number: int, pairs: list[Pair], seed: int) -> Case:
                     laid(moving, b), a, b, None, seed)
     ways, kind = strange(pairs), "wrong"
     names = sorted({(a["group"], b["group"]) for a, b in ways})
-    some = [(a, b) for a, b in ways if (a["group"], b["group"]) == names[int(rng.integers(len(names)))]]
+    some: list[tuple[Pair, Pair]] = []
+    while not some:  # a name is drawn for every two pairs
+        some = [(a, b) for a, b in ways if (a["group"], b["group"]) == names[int(rng.integers(len(names)))]]
     one, other = some[int(rng.integers(len(some)))]
     group, id, variant = f"{one['group']} | {other['group']}", f"{one['id']} | {other['id']}", "as it is"
     fixed, moving = scan(one["fixed"]), scan(other["moving"])

@@ -106,7 +106,7 @@ def spread_out(maps: Tensor, scores: Tensor, count: int, apart: float) -> Tensor
 
 SEARCH_POINTS = (160, 1000)  # for all rotations, and for the better ones
 TURNED, TURNS_WORK = 700, 40e6  # rotations each of whose shifts are looked at where all else fails, and in how many voxels in all
-LEAST_TURNED, MOST_TURNED = 150, 500_000  # rotations; and voxels from which on it would take minutes
+LEAST_TURNED, MOST_TURNED = 80, 500_000  # rotations; and voxels from which on it would take minutes
 SEARCHED = 40  # rotations a measure that are looked at again
 # what ranks the rotations: a global measure sees far, a local one tells symmetric poses apart, cr sees through contrast
 TURNLESS = ("translation", "attention")  # models that keep the orientation
