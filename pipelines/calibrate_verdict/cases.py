@@ -144,8 +144,9 @@ def pose(image: regkit.Image, most: float, reach: float, scale: float, rng: np.r
     return about(turn * float(np.exp(rng.uniform(-scale, scale))), image, shift)
 
 
-def case(number: int, pairs: list[Pair], seed: int, best: dict[str, Tensor]) -> Case:
-    """Case `number`: the pairs as they are come first. best: the map of each pair as it is, for starts that are given."""
+def case(number: int, pairs: list[Pair], seed: int, best: dict[str, Tensor], moved: bool = False) -> Case:
+    """Case `number`: the pairs as they are come first. best: the map of each pair as it is, for starts that are given. moved: of the
+    others only maps that are given, and not refined."""
     rng = np.random.default_rng([seed, number])
     if number < len(pairs):
         pair, eye = pairs[number], torch.eye(pairs[number].get("ndim", 3) + 1, dtype=torch.float64)[None]
@@ -155,6 +156,8 @@ def case(number: int, pairs: list[Pair], seed: int, best: dict[str, Tensor]) -> 
     groups = sorted({pair["group"] for pair in pairs})
     draw, kind = rng.random(), "related"
     start, model, variant, most = (options[int(rng.integers(len(options)))] for options in (STARTS, MODELS, VARIANTS, TURNS))
+    if moved:
+        start, draw = "given", 1.0
     if draw < WRONG:
         ways = strange(pairs)
         names = sorted({(a["group"], b["group"]) for a, b in ways})

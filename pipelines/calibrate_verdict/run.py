@@ -1,8 +1,8 @@
 """Register thousands of cases with known truth, and write down the evidence about each map and how good it is.
 
     python pipelines/calibrate_verdict/run.py PAIRS.json [MORE.json ...] -o OUT [--cases 3000] [--seed 0] [--jobs 2] [--minutes 100]
-        [--device cpu] [--accept]
-    python pipelines/calibrate_verdict/fit.py OUT [MORE ...]
+        [--device cpu] [--accept | --moved EARLIER]
+    python pipelines/calibrate_verdict/fit.py PAIRS.json [MORE.json ...] --cases OUT [MORE ...] -o VERDICT
 
 PAIRS.json as for regkit evaluate, with groups. The first cases are the pairs as they are; then pairs turned, under other contrasts, cut,
 begun well and badly; pairs of scans of different anatomies; scans spoilt. Writes OUT/cases.jsonl, a line a case, and goes on where it
@@ -40,17 +40,18 @@ def read(tables: list[Path]) -> list[cases.Pair]:
     return found
 
 
-def prepare(tables: list[Path], seed: int, device: str, accept: bool, best: dict[str, list]) -> None:
+def prepare(tables: list[Path], seed: int, device: str, way: str, best: dict[str, list]) -> None:
     torch.set_num_threads(1)
     maps = {k: torch.tensor(v, dtype=torch.float64)[None] for k, v in best.items()}
-    _STATE.update(pairs=read(tables), seed=seed, device=device, accept=accept, best=maps)
+    _STATE.update(pairs=read(tables), seed=seed, device=device, way=way, best=maps)
 
 
 def measured(number: int) -> dict[str, Any]:
     """One case done: what it was, the evidence, the truth."""
     pairs = _STATE["pairs"]
-    accept = _STATE["accept"]
-    case = cases.accepted(number, pairs, _STATE["seed"]) if accept else cases.case(number, pairs, _STATE["seed"], _STATE["best"])
+    accept = _STATE["way"] == "accept"
+    case = (cases.accepted(number, pairs, _STATE["seed"]) if accept else
+            cases.case(number, pairs, _STATE["seed"], _STATE["best"], _STATE["way"] == "moved"))
     row: dict[str, Any] = {"case": number, "kind": case.kind, "group": case.group, "id": case.id, "start": case.start, "model": case.model,
                            "variant": case.variant, "turn": round(case.turn, 3), "seed": case.seed}
     options: dict[str, Any] = {"start": case.start, "model": case.model, "threads": 1, "device": _STATE["device"], "no_retry": not accept}
@@ -102,13 +103,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--accept", action="store_true", help="the pairs as they are, turned, and 200 that cannot be aligned; no others")
+    parser.add_argument("--moved", type=Path, metavar="EARLIER", help="only the maps that an earlier run found for the pairs as they are, "
+                        "moved a little or far and judged as they are: seconds a case")
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
     path, count, until = given.output / "cases.jsonl", len(read(given.tables)), time.monotonic() + 60 * given.minutes
     last = count * (1 + len(cases.POSES)) + cases.STRANGE if given.accept else given.cases
-    for numbers in (range(count), range(count, last)):  # the pairs as they are tell where the starts are that are given
-        best = {row["id"]: row["matrix"] for row in done(path) if row.get("kind") == "plain" and "matrix" in row}
-        with multiprocessing.get_context("spawn").Pool(given.jobs, prepare, (given.tables, given.seed, given.device, given.accept, best),
+    way = "accept" if given.accept else "moved" if given.moved else ""
+    for numbers in (range(0 if given.moved else count), range(count, last)):  # the pairs as they are tell where the given starts are
+        found = done(given.moved / "cases.jsonl" if given.moved else path)
+        best = {row["id"]: row["matrix"] for row in found if row.get("kind") == "plain" and "matrix" in row}
+        with multiprocessing.get_context("spawn").Pool(given.jobs, prepare, (given.tables, given.seed, given.device, way, best),
                                                        maxtasksperchild=200) as pool, path.open("a", encoding="utf-8") as file:
             for row in pool.imap_unordered(guarded, pending(path, numbers), chunksize=1):
                 file.write(json.dumps(row) + "\n")
@@ -118,8 +123,6 @@ def main() -> None:
                     break
     rows = done(path)
     print(f"{len(rows)} cases in {path}, {sum('failed' in row for row in rows)} failed")
-
-
 
 
 if __name__ == "__main__":

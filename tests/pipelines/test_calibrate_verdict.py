@@ -84,11 +84,17 @@ def test_how_scans_were_laid_is_undone(pairs, monkeypatch):
     monkeypatch.setattr(cases, "MODELS", ("affine",))
     monkeypatch.setattr(cases, "pose", lambda image, most, reach, scale, rng: cases.about(
         torch.tensor([[0.0, -1.1], [1.1, 0.0]], dtype=torch.float64), image, torch.ones(2)) if reach == 0.1 and scale == 0.1 else eye)
-    calibrate._STATE.update(pairs=pairs, seed=1, device="cpu", accept=False, best={pair["id"]: eye for pair in pairs})
+    calibrate._STATE.update(pairs=pairs, seed=1, device="cpu", way="", best={pair["id"]: eye for pair in pairs})
     rows = [calibrate.guarded(number) for number in range(3, 12)]
     assert not any("failed" in row for row in rows)
     related = [row for row in rows if row["kind"] == "related"]
     assert related and all((row["dice"] or 1) > 0.95 and (row["tre"] or 0) < 1e-3 for row in related)
+
+
+def test_moved_maps_are_of_the_anatomy_and_given(pairs):
+    eye = torch.eye(3, dtype=torch.float64)[None]
+    made = [cases.case(number, pairs, 5, {pair["id"]: eye for pair in pairs}, moved=True) for number in range(len(pairs), 30)]
+    assert {(case.kind, case.start) for case in made} == {("related", "given")} and all(case.given is not None for case in made)
 
 
 def test_what_the_verdict_is_held_to(pairs):
