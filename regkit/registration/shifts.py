@@ -18,6 +18,7 @@ from regkit.space import Frame, Grid
 _FAST = (8, 12, 16, 20, 24, 27, 30, 36, 40, 45, 48, 54, 60, 64, 72, 80, 90, 100, 120, 128, 144, 160, 192, 240, 256, 320, 384, 480, 512,
          640, 768, 960, 1024)
 _SWOLLEN = 24  # times the moving canvas' voxels: a pose that needs more has blown up the scan, and is none
+_KEPT = 1 << 28  # bytes of transforms
 _LEAST = 0.2  # share of the smaller scan's energy that must be seen together
 
 
@@ -27,7 +28,7 @@ def correlations(fixed: Tensor, fixed_weight: Tensor, moving: Tensor, moving_wei
     against moving (N, C, *M) at x + s - (S - 1), in voxels; -1 where too little is seen. → (N, *(S + M - 1)). Padfield 2012.
 
     One channel loses its mean; the channels of a descriptor, which together have none at any voxel, are taken as they are.
-    known: transforms of the fixed scan by size, kept here for the next call with the same one."""
+    known: transforms of the fixed scan by size, kept here for the next call with the same one, as far as they take little memory."""
     d = fixed.ndim - 2
     axes = list(range(2, d + 2))
     sizes = [a + b - 1 for a, b in zip(fixed.shape[2:], moving.shape[2:], strict=True)]
@@ -45,7 +46,7 @@ def correlations(fixed: Tensor, fixed_weight: Tensor, moving: Tensor, moving_wei
     first = None if known is None else known.get(fast)
     if first is None:  # correlation: the fixed scan runs backwards
         first = forward(torch.cat([wf, square_f * wf, f * wf], 1).flip(axes))
-        if known is not None:
+        if known is not None and sum(one.nbytes for one in list(known.values())) < _KEPT:
             known[fast] = first
     second = forward(torch.cat([wm, square_m * wm, m * wm], 1))
     product = [first[:, 1] * second[:, 0], first[:, 0] * second[:, 1], (first[:, 2:] * second[:, 2:]).sum(1)]

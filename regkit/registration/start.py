@@ -107,6 +107,7 @@ def spread_out(maps: Tensor, scores: Tensor, count: int, apart: float) -> Tensor
 SEARCH_POINTS = (160, 1000)  # for all rotations, and for the better ones
 TURNED, TURNS_WORK = 700, 40e6  # rotations each of whose shifts are looked at where all else fails, and in how many voxels in all
 LEAST_TURNED, MOST_TURNED = 80, 500_000  # rotations; and voxels from which on it would take minutes
+LARGER = 2  # times as many voxels
 SEARCHED = 40  # rotations a measure that are looked at again
 # what ranks the rotations: a global measure sees far, a local one tells symmetric poses apart, cr sees through contrast
 TURNLESS = ("translation", "attention")  # models that keep the orientation
@@ -140,11 +141,13 @@ def search_structure(fixed: Canvas, moving: Canvas, frame: Frame, count: int, ru
     voxels = math.prod(a + b for a, b in zip(fixed.data.shape[2:], moving.data.shape[2:], strict=True))
     if voxels > MOST_TURNED:
         return []
-    turns = rotations(fixed.grid.ndim, max(LEAST_TURNED, min(TURNED, int(TURNS_WORK / voxels))))
-    maps = about(turns.to(fixed.data.device), middle(fixed, frame), middle(moving, frame))
-    f, known = features_of(fixed, SIMILARITIES["mind"]), {}
-    found = [best for one in run(lambda pose: shifted(fixed, moving, f, pose, frame, 1, known), maps.split(1)) for best in one]
-    maps, scores = torch.stack([m for m, _ in found]), torch.tensor([s for _, s in found], device=maps.device)
+    turns = rotations(fixed.grid.ndim, max(LEAST_TURNED, min(TURNED, int(TURNS_WORK / voxels)))).to(fixed.data.device)
+    large = moving.data.numel() > LARGER * fixed.data.numel()  # what is turned is made anew for every turn: the small one, then
+    home, away = (moving, fixed) if large else (fixed, moving)
+    poses, features, known = about(turns, middle(home, frame), middle(away, frame)), features_of(home, SIMILARITIES["mind"]), {}
+    found = [best for one in run(lambda pose: shifted(home, away, features, pose, frame, 1, known), poses.split(1)) for best in one]
+    maps, scores = torch.stack([m for m, _ in found]), torch.tensor([s for _, s in found], device=poses.device)
+    maps = torch.linalg.inv(maps) if large else maps
     return [Candidate(maps[k], "search by structure", False) for k in spread_out(maps, scores, count, 0.25).tolist()]
 
 

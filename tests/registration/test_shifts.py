@@ -97,8 +97,9 @@ def test_a_shift_is_found_along_a_turned_pose(ndim):
     assert (there - truth(fixed.grid.centre[:, None])).norm() < 3 and score > 0.3
 
 
-def test_structure_alone_finds_a_turned_crop(ndim):
-    fixed, moving, truth = _crops(ndim, _turn(ndim))
+@pytest.mark.parametrize(("end", "begin"), [(54, 18), (24, 0)], ids=["parts", "part of a larger one"])
+def test_structure_alone_finds_a_turned_crop(end, begin, ndim):
+    fixed, moving, truth = _crops(ndim, _turn(ndim), end=end, begin=begin)
     frame = Frame.of(fixed.grid)
     found = search_structure(*build(make_pair(fixed, moving), (2.5,))[0], frame, 4)
     corners = fixed.grid.corners()
