@@ -4,6 +4,7 @@ in JSON, and displacement fields."""
 from __future__ import annotations
 
 import math
+import re
 import struct
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from regkit.io import native
 from regkit.io.images import read_image, write_image
 from regkit.io.itk import matrix_to_lps, matrix_to_ras, points_to_ras
 from regkit.io.output import output_file
-from regkit.io.paths import home, in_utf8
+from regkit.io.paths import home, in_utf8, short
 from regkit.io.slices import named, reason
 from regkit.space import Grid, Matrix, Transform
 
@@ -145,6 +146,8 @@ def _check_text(path: Path, where: str) -> None:
             if kind and needed:
                 raise FormatError(f"{where} lacks {' and '.join(needed)} of a {kind}; it may be truncated")
             kind, _, dims = stated.strip().partition("_")
+            if kind and not re.fullmatch(r"\w{1,60}", kind, re.ASCII):
+                raise FormatError(f"{where}: its kind is {short(kind)}; expected a name such as AffineTransform; it may be damaged")
             d = int(dims[-1]) if dims[-1:].isdecimal() else 0
             count = {"affine": d * d + d, "each": d}.get(str(_COUNTS.get(kind)), _COUNTS.get(kind))
             needed = {} if kind == "CompositeTransform" else {"Parameters": count, "FixedParameters": d if kind in _CENTRED else None}

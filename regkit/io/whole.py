@@ -17,6 +17,8 @@ _FIRST, _HEADER = 1 << 14, 1 << 20  # bytes that hold most text headers, and any
 _BLANK = rb"(?:\r\n|\r(?!\n)|\n)(?:\r\n|\r|\n)"  # what ends a NRRD's header
 _DATA = rb"(?:^|[\r\n])\s*ElementDataFile\s*[=:]([^\r\n]*)"  # the last field of a MetaImage's
 _LINE = 500  # characters of a line in a NRRD's header: where ITK's reader complains of a longer one, the process dies
+_WORD = 200  # characters of a number in text: the same with a longer word that is none
+_TEXT = ("txt", "text", "ascii")  # what NRRD calls it
 _FREE = r"content:|labels:|[a-z]+ ?units:|[^:]+:="  # lines of which it never complains
 _PIECE = 1 << 20  # bytes unpacked at a time
 _SPARE = 1 << 24  # bytes more than were promised that may be unpacked
@@ -229,8 +231,22 @@ def _nrrd(path: Path, suffix: str, where: str, reader: Any) -> None:
     if room is not None:
         encoding = fields.get("encoding", "raw").lower()
         values = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
-        need = {"hex": 2 * need, **dict.fromkeys(("txt", "text", "ascii"), 2 * values - 1)}.get(encoding, need)
+        need = {"hex": 2 * need, **dict.fromkeys(_TEXT, 2 * values - 1)}.get(encoding, need)
         _enough(need, room * (_DEFLATE if encoding in _GZIP else 1), where)
+        for file in files if files and encoding in _TEXT else []:
+            _numbers(file, start, where)
+
+
+def _numbers(file: Path, start: int, where: str) -> None:
+    """Raise FormatError where text that should be numbers has a word too long for one."""
+    with file.open("rb") as text:
+        text.seek(start)
+        last = b""
+        while piece := text.read(_PIECE):
+            if found := re.search(rb"[^\s,]{%d}" % _WORD, last + piece):
+                raise FormatError(f"{where}: its voxels, which should be numbers in text, hold the word "
+                                  f"{short(found[0].decode('latin-1'))}; it may be damaged")
+            last = piece[-_WORD:]
 
 
 def _meta(path: Path, suffix: str, where: str, reader: Any) -> None:

@@ -166,6 +166,17 @@ def test_a_long_line_ends_no_process(tmp_path):
     assert read_image(kept).grid.shape == (5, 4, 3)
 
 
+@pytest.mark.parametrize("word", ["1" * 5000, "%s%n" * 1000], ids=["digits", "pattern"])
+def test_a_long_word_among_voxels_in_text_ends_no_process(tmp_path, word):
+    """The same of what should be a number."""
+    path = nrrd(tmp_path / "a.nrrd", encoding="ascii", data=(" ".join(["7"] * 59) + f" {word}").encode())
+    code = "import sys; from regkit import FormatError, read_image\ntry: read_image(sys.argv[1])\nexcept FormatError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0 and "should be numbers in text, hold the word" in done.stdout and len(done.stdout) < 500
+    whole = nrrd(path, encoding="ascii", data=b"  ".join([b"7.000000000000000000000"] * 60) + b" " * 3000)
+    assert float(read_image(whole).data.min()) == 7
+
+
 def test_bitmaps_without_their_last_rows(tmp_path):
     """ITK fills up with what lay in memory."""
     sitk.WriteImage(sitk.GetImageFromArray(np.arange(320, dtype=np.uint8).reshape(16, 20)), str(tmp_path / "a.bmp"))
