@@ -23,8 +23,8 @@ from regkit.registration.settings import Settings
 
 BASE = 250_000_000  # bytes: interpreter, torch and the other libraries
 WALK = 60_000_000  # comparing, whatever the scans; and again drawing
-CANVAS = {"mind": (730.0, 1000.0), "ngf": (205.0, 370.0), "": (100.0, 150.0)}  # for each voxel of the finest canvas, by measure, on one
-# thread and on several; auto may choose mind, the dearest. In 2D a third: MIND has 4 channels and not 12
+CANVAS = {"auto": (730.0, 1000.0), "mind": (470.0, 730.0), "ngf": (205.0, 370.0), "": (100.0, 150.0)}  # for each voxel of the finest
+# canvas, by measure, on one thread and on several; auto may choose lncc+mind, the dearest. In 2D a third: MIND has 4 channels and not 12
 CHEAPEST = "ngf"  # that auto may choose, alone or beside lncc
 WIDER = 0.1  # of a voxel, that one counts which only the larger scan's canvas has: scans are compared where both are
 BENT = 150.0  # more, where the affine map is bent
@@ -69,7 +69,7 @@ def predicted(fixed: Footprint, moving: Footprint, settings: Settings, masks: tu
     float_moving = 0 if moving.itemsize == 4 else 4 * moving.voxels * moving.channels
     shown = sum(0 if scan.channels == 1 and scan.itemsize == 4 else 4 * scan.voxels for scan in scans)
     field = 0 if settings.model not in ("projective", "tps") else 8 * d * fixed.voxels
-    kind = "mind" if settings.similarity == "auto" else settings.similarity if settings.similarity in CANVAS else ""
+    kind = settings.similarity if settings.similarity in CANVAS else ""
     share = 1.0 if d == 3 else 1 / 3
     several = (settings.threads or torch.get_num_threads()) > 1
     walk = WALK + int((share * CANVAS[kind][several] + BENT * (settings.model == "tps")) * canvas)

@@ -56,8 +56,8 @@ def test_more_voxels_never_take_less(ndim):
     big = scans[-1]
     assert predicted(big, big, Settings(), (big, None)) > predicted(big, big, Settings())
     assert predicted(big, big, Settings(interpolation="cubic")) >= predicted(big, big, Settings())
-    dearer = [predicted(small, small, Settings(similarity=name)) for name in ("ncc", "ngf", "mind")]
-    assert dearer == sorted(set(dearer)) and dearer[-1] == predicted(small, small, Settings())
+    dearer = [predicted(small, small, Settings(similarity=name)) for name in ("ncc", "ngf", "mind", "auto")]
+    assert dearer == sorted(set(dearer))
     finer = [predicted(small, small, Settings(levels=levels)) for levels in ("12", "6", "3", "2")]
     assert finer == sorted(finer) and finer[-1] > finer[0]
 
@@ -71,7 +71,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from regkit.cli import run
-code = run(["register", "f.nii.gz", "m.nii.gz", "-o", "out", "--start", "header", "--threads", "2", "--quiet", *sys.argv[1:]])
+code = run(["register", "f.nii.gz", "m.nii.gz", "-o", "out", "--start", "header", "--quiet", *sys.argv[1:]])
 peak = next(int(l.split()[1]) * 1024 for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
 print(json.dumps([code, peak]))
 """
@@ -85,8 +85,9 @@ def test_the_peak_is_what_was_predicted(fixed, moving, dtype, mm, tmp_path):
     """Of a whole process, within a quarter; of the middle pair, so that libraries do not hide it, also without their share."""
     save(tmp_path / "f.nii.gz", fixed, mm, dtype)
     save(tmp_path / "m.nii.gz", moving, mm, dtype, shift=4.0)
-    measure = ["--similarity", "mind"] if max(fixed) < 100 else []  # what auto may choose; the other scans hide what it takes
-    done = subprocess.run([sys.executable, "-c", CHILD, *measure], cwd=tmp_path, capture_output=True, text=True, check=True,
+    # of small scans what auto may choose, which large ones hide, and one thread: how two overlap is chance
+    options = ["--similarity", "mind", "--threads", "1"] if max(fixed) < 100 else ["--threads", "2"]
+    done = subprocess.run([sys.executable, "-c", CHILD, *options], cwd=tmp_path, capture_output=True, text=True, check=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     code, peak = json.loads(done.stdout)
     assert code in (0, 3)
@@ -147,7 +148,7 @@ def test_coarser_where_that_suffices_else_refused(monkeypatch):
     least = predicted(scan, scan, Settings(levels="1", similarity="ngf"))
     assert plan(scan, scan, Settings(levels="1", max_memory=str(full))) == memory.Plan(full, least, full, 2_500_000) and least < 0.8 * full
     mind = plan(scan, scan, Settings(levels="1", similarity="mind", max_memory="0"))
-    assert mind.predicted == mind.least == full
+    assert least < mind.predicted == mind.least < full  # auto may take lncc beside it
     assert not plan(scan, scan, Settings(levels="1", max_memory="0")).notes
     lowered = plan(scan, scan, Settings(levels="1", max_memory=str(int(0.8 * full))))
     assert lowered.lowered and lowered.least < lowered.predicted <= 0.8 * full
