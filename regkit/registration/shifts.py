@@ -18,7 +18,7 @@ from regkit.space import Frame, Grid
 _FAST = (8, 12, 16, 20, 24, 27, 30, 36, 40, 45, 48, 54, 60, 64, 72, 80, 90, 100, 120, 128, 144, 160, 192, 240, 256, 320, 384, 480, 512,
          640, 768, 960, 1024)
 _SWOLLEN = 24  # times the moving canvas' voxels: a pose that needs more has blown up the scan, and is none
-_KEPT = 1 << 28  # bytes of transforms
+_KEPT = 1 << 27  # bytes of transforms
 _LEAST = 0.2  # share of the smaller scan's energy that must be seen together
 
 
