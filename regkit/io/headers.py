@@ -65,7 +65,12 @@ def read_header(path: Path, name: str, grid: Grid | None = None) -> Header:
         if suffix in (".mgh", ".mgz", ".mgh.gz"):
             return _mgh(block)
         pair = suffix in (".hdr", ".img")
-        return _analyze(path) if pair and block[344:347] not in (b"ni1", b"n+1") and not second(block) else of_nifti(*raw_nifti(block))
+        analyze = pair and block[344:347] not in (b"ni1", b"n+1") and not second(block)
+        header = _analyze(path) if analyze else of_nifti(*raw_nifti(block))
+        if min(header.shape, default=0) < 1:
+            raise FormatError(f"{where} has no readable header: it states the shape {header.shape}, expected at least one voxel; it may be "
+                              "damaged")
+        return header
     except RegkitError:
         raise
     except Exception as error:  # nibabel, isal, SimpleITK and numpy raise a dozen types on damaged bytes; all mean the same here

@@ -226,6 +226,17 @@ def test_pairs_of_files_and_analyze(tmp_path):
         examine(tmp_path / "pair.img")
 
 
+@pytest.mark.parametrize("dims", [(-1, -1, -1, -1), (3, 4, 0, 6)], ids=["no axes", "an empty axis"])
+def test_a_shape_without_voxels_is_no_header(tmp_path, dims):
+    nib.Nifti1Image(voxels(), RAS).to_filename(tmp_path / "a.nii")
+    blob = bytearray((tmp_path / "a.nii").read_bytes())
+    struct.pack_into("<4h", blob, 40, *dims)
+    (tmp_path / "a.nii").write_bytes(blob)
+    for door in (examine, read_image):
+        with pytest.raises(FormatError, match=r"a\.nii.* shape \("):
+            door(tmp_path / "a.nii")
+
+
 @pytest.mark.parametrize("suffix", [".mgh", ".mgz"])
 def test_freesurfers_flag(tmp_path, suffix):
     blob = bytearray(nib.MGHImage(voxels().astype(np.int32), RAS).to_bytes())
