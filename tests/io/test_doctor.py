@@ -228,13 +228,13 @@ def test_pairs_of_files_and_analyze(tmp_path):
 
 @pytest.mark.parametrize("dims", [(-1, -1, -1, -1), (3, 4, 0, 6)], ids=["no axes", "an empty axis"])
 def test_a_shape_without_voxels_is_no_header(tmp_path, dims):
-    nib.Nifti1Image(voxels(), RAS).to_filename(tmp_path / "a.nii")
-    blob = bytearray((tmp_path / "a.nii").read_bytes())
+    nib.Nifti1Pair(voxels(), RAS).to_filename(tmp_path / "a.hdr")
+    blob = bytearray((tmp_path / "a.hdr").read_bytes())
     struct.pack_into("<4h", blob, 40, *dims)
-    (tmp_path / "a.nii").write_bytes(blob)
+    (tmp_path / "a.hdr").write_bytes(blob)
     for door in (examine, read_image):
-        with pytest.raises(FormatError, match=r"a\.nii.* shape \("):
-            door(tmp_path / "a.nii")
+        with pytest.raises(FormatError, match=r"a\.hdr.* shape \("):
+            door(tmp_path / "a.hdr")
 
 
 @pytest.mark.parametrize("suffix", [".mgh", ".mgz"])
