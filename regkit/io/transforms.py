@@ -25,6 +25,7 @@ from regkit.io.slices import named, reason
 from regkit.space import Grid, Matrix, Transform
 
 _TEXT = (".tfm", ".txt")
+_NUMBERS = ("Parameters", "FixedParameters")
 _HDF5 = (".h5", ".hdf5")
 _BINARY = (*_HDF5, ".mat")
 SUFFIXES = (*_TEXT, *_BINARY, native.SUFFIX)
@@ -138,7 +139,7 @@ def _read_itk(path: Path, where: str) -> Any:
 def _check_text(path: Path, where: str) -> None:
     """Raise FormatError where a text file lacks numbers, before ITK looks at it: what it cannot read it takes for the identity, and what is
     not there it takes from beyond the end of what is, without a word or dying of it."""
-    kind, needed = "", {"Parameters": 0, "FixedParameters": 0}  # how many numbers are still to come, at least
+    kind, needed = "", dict.fromkeys(_NUMBERS, 0)  # how many numbers are still to come, at least
     for line in [*path.read_text(encoding="latin-1").splitlines(), "Transform:"]:
         name, _, stated = line.partition(":")
         name = name.strip()
@@ -151,6 +152,8 @@ def _check_text(path: Path, where: str) -> None:
             d = int(dims[-1]) if dims[-1:].isdecimal() else 0
             count = {"affine": d * d + d, "each": d}.get(str(_COUNTS.get(kind)), _COUNTS.get(kind))
             needed = {} if kind == "CompositeTransform" else {"Parameters": count, "FixedParameters": d if kind in _CENTRED else None}
+        elif name in _NUMBERS and name not in needed and kind != "CompositeTransform":
+            raise FormatError(f"{where}: {name} is there twice; it may be damaged")
         elif name in needed:
             try:
                 known = [float(word) for word in stated.split()]

@@ -126,6 +126,8 @@ def _bmp(path: Path, where: str) -> None:
         return
     start, width, height = (int.from_bytes(blob[at : at + 4], "little", signed=at > 10) for at in (10, 18, 22))
     depth, packed = int.from_bytes(blob[28:30], "little"), int.from_bytes(blob[30:34], "little")
+    if packed > 3 and int.from_bytes(blob[14:18], "little") >= 40:
+        raise FormatError(f"{where} is not a readable picture: it is packed in way {packed}, and there are 0 to 3; it may be damaged")
     rows = abs(height) * ((abs(width) * depth + 31) // 32 * 4) // (1 if packed in (0, 3) else 128)  # run lengths: 255 pixels in two bytes
     if len(blob) < max(start + rows, int.from_bytes(blob[2:6], "little")) or start < 26:
         raise _cut(where)

@@ -186,6 +186,17 @@ def test_bitmaps_without_their_last_rows(tmp_path):
         read_image(tmp_path / "a.bmp")
 
 
+def test_bitmaps_packed_in_no_way_there_is(tmp_path):
+    """ITK takes them for unpacked."""
+    sitk.WriteImage(sitk.GetImageFromArray(np.arange(320, dtype=np.uint8).reshape(16, 20)), str(tmp_path / "a.bmp"))
+    blob = bytearray((tmp_path / "a.bmp").read_bytes())
+    assert float(read_image(tmp_path / "a.bmp").data.max()) == 255
+    struct.pack_into("<I", blob, 30, 524288)
+    (tmp_path / "a.bmp").write_bytes(blob)
+    with pytest.raises(FormatError, match="it is packed in way 524288, and there are 0 to 3"):
+        read_image(tmp_path / "a.bmp")
+
+
 def test_shapes_without_voxels_are_not_copied(tmp_path):
     import nibabel as nib
 
