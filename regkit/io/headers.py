@@ -68,8 +68,7 @@ def read_header(path: Path, name: str, grid: Grid | None = None) -> Header:
         analyze = pair and block[344:347] not in (b"ni1", b"n+1") and not second(block)
         header = _analyze(path) if analyze else of_nifti(*raw_nifti(block))
         if min(header.shape, default=0) < 1:
-            raise FormatError(f"{where} has no readable header: it states the shape {header.shape}, expected at least one voxel; it may be "
-                              "damaged")
+            raise FormatError(f"{where}: shape {header.shape} has an empty axis; expected at least one voxel")
         return header
     except RegkitError:
         raise

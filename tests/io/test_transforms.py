@@ -184,7 +184,8 @@ FixedParameters: 1 2 3
     (WHOLE.replace(": 0.1 -0.2 0.3", ":`0.1 -0.2 0,3"), "Parameters holds a word that is no number"),  # of which ITK dies
     (WHOLE.replace(" 5 6", ""), "Parameters holds 4 numbers; a Euler3DTransform has 6"),
     (WHOLE.replace("FixedParameters: 1 2 3", ""), "lacks FixedParameters of a Euler3DTransform"),
-    (WHOLE.replace("0.3", "nan"), "holds NaN"), (WHOLE + "FixedParameters: 1 x 3\n", "is there twice"), (WHOLE.replace("3DTrans", "x" * 10**6), r"its kind is 'Eulerx{,300}…'; expected a name"),
+    (WHOLE.replace("0.3", "nan"), "holds NaN"), (WHOLE + "FixedParameters: 1 x 3\n", "is there twice"),
+    (WHOLE.replace("3DTrans", "x" * 10**6), r"its kind is 'Eulerx{,300}…'; expected a name"),
     (WHOLE[: WHOLE.index("Fixed")], "lacks FixedParameters"), (WHOLE[:-3], "it may be (damaged|truncated)"),
 ], ids=["word", "deadly", "few", "no fixed", "nan", "twice", "long", "truncated", "cut"])
 def test_a_text_that_lacks_numbers_is_no_identity(tmp_path, text, reason):
