@@ -195,14 +195,14 @@ def left_out(rows: list[dict[str, Any]], x: Array, good: Array, error: Array, si
 
 def report(rows: list[dict[str, Any]], chance: Array, status: NDArray[np.str_], good: Array, error: Array, guess: Array,
            width: Array) -> str:
-    kinds = [row["kind"] for row in rows]
+    kinds = ["moved" if row["kind"] == "related" and row.get("start") == "given" else row["kind"] for row in rows]
     lines = [f"{len(rows)} cases ({', '.join(f'{n} {k}' for k, n in Counter(kinds).most_common())}), {int((1 - good).sum())} of them bad, "
              "all judged by models that saw nothing of their groups.", "",
              "| cases | good | PASS | WARN | FAIL | bad | PASS | WARN | FAIL | bad among PASS, 95 % bound | good that FAIL |",
              "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
     groups = sorted({name for row in rows for name in row["groups"] if row["kind"] not in ("wrong", "hopeless")})
     parts = [("all", np.ones(len(rows), bool)),
-             *((k, np.array([kind == k for kind in kinds])) for k in ("plain", "turned", "related", "wrong", "hopeless") if k in kinds),
+             *((k, np.array([kind == k for kind in kinds])) for k in ("plain", "turned", "related", "moved", "wrong", "hopeless") if k in kinds),
              *((g, np.array([g in row["groups"] and row["kind"] not in ("wrong", "hopeless") for row in rows])) for g in groups)]
     for name, which in parts:
         numbers = [[int((which & (good == side) & (status == s)).sum()) for s in (PASS, WARN, FAIL)] for side in (1, 0)]
