@@ -4,7 +4,8 @@
 
 A map is bad if its landmarks lie further apart than three times what the best affine map leaves (a voxel at least), or its mean Dice is
 below 0.8 of the best that any case of the pair, or any tool in PEERS.csv, reached; every map between scans of different anatomies, and of
-spoilt scans, is bad. All figures are leave-one-group-out: each case is judged by models that saw no scan of its group. Writes
+spoilt scans, is bad. Moved maps, of which any number can be had, weigh together no more than the other related cases. All figures are
+leave-one-group-out: each case is judged by models that saw no scan of its group. Writes
 FOLDER/table.md, FOLDER/reliability.png and FOLDER/verdict.json; --ship puts the last where regkit reads it.
 """
 
@@ -31,6 +32,7 @@ from regkit.registration.verdict import CLUES, FAIL, MODEL, PASS, WARN, clues
 TIMES, SHARE = 3.0, 0.8  # of the best error, of the best Dice: from there on a map is bad
 RIDGE = 0.005  # of the cases: how much the weights are held back; of 0.001 to 0.02 the likeliest for groups that were left out
 PASS_AT, FAIL_AT = 0.9, 0.3
+KINDS = ("plain", "turned", "related", "moved", "wrong", "hopeless")
 FEW = 5  # labels: from so many on their centres tell an error in mm
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the reliability diagram
 Array = NDArray[np.float64]
@@ -68,27 +70,31 @@ def held(values: Array, by: dict[str, Array]) -> Array:
     return (values.clip(by["low"], by["high"]) - by["centre"]) / by["spread"]
 
 
-def logistic(x: Array, good: Array, signs: Array) -> tuple[Array, float]:
-    """Weights and bias of the most likely model whose weights have these signs."""
+def logistic(x: Array, good: Array, signs: Array, mass: Array) -> tuple[Array, float]:
+    """Weights and bias of the most likely model whose weights have these signs. mass: of each case."""
+    mass = mass / mass.sum()
+
     def loss(theta: Array) -> tuple[float, Array]:
         z = x @ theta[:-1] + theta[-1]
-        p = 1 / (1 + np.exp(-z))
-        slope = np.append(x.T @ (p - good), (p - good).sum()) / len(x)
+        rest = mass * (1 / (1 + np.exp(-z)) - good)
+        slope = np.append(x.T @ rest, rest.sum())
         slope[:-1] += RIDGE * theta[:-1]
-        return float(np.logaddexp(0, z).mean() - (good * z).mean() + RIDGE / 2 * (theta[:-1] ** 2).sum()), slope
+        return float((mass * (np.logaddexp(0, z) - good * z)).sum() + RIDGE / 2 * (theta[:-1] ** 2).sum()), slope
 
     bounds = [(0, None) if s > 0 else (None, 0) for s in signs] + [(None, None)]
     found = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, bounds=bounds, method="L-BFGS-B").x
     return found[:-1], float(found[-1])
 
 
-def linear(x: Array, y: Array, signs: Array) -> tuple[Array, float]:
+def linear(x: Array, y: Array, signs: Array, mass: Array) -> tuple[Array, float]:
     """Weights and constant of the ridge regression whose weights have these signs turned round: what speaks for a map lessens its error."""
+    mass = mass / mass.sum()
+
     def loss(theta: Array) -> tuple[float, Array]:
         rest = x @ theta[:-1] + theta[-1] - y
-        slope = np.append(x.T @ rest, rest.sum()) / len(x)
+        slope = np.append(x.T @ (mass * rest), (mass * rest).sum())
         slope[:-1] += RIDGE * theta[:-1]
-        return float((rest ** 2).mean() / 2 + RIDGE / 2 * (theta[:-1] ** 2).sum()), slope
+        return float((mass * rest ** 2).sum() / 2 + RIDGE / 2 * (theta[:-1] ** 2).sum()), slope
 
     bounds = [(None, 0) if s > 0 else (0, None) for s in signs] + [(None, None)]
     found = minimize(loss, np.append(np.zeros(x.shape[1]), y.mean()), jac=True, bounds=bounds, method="L-BFGS-B").x
@@ -109,12 +115,23 @@ def bound(bad: int, all: int) -> float:
     return float(beta.ppf(0.95, bad + 1, all - bad)) if bad < all else 1.0
 
 
-def model(x: Array, good: Array, error: Array, signs: Array) -> dict[str, Any]:
+def kind_of(row: dict[str, Any]) -> str:
+    return "moved" if row["kind"] == "related" and row.get("start") == "given" else row["kind"]
+
+
+def masses(rows: list[dict[str, Any]]) -> Array:
+    """What each case weighs: of moved ones all together at most what the other related ones do."""
+    kinds = Counter(map(kind_of, rows))
+    share = min(1.0, kinds["related"] / kinds["moved"]) if kinds["moved"] and kinds["related"] else 1.0
+    return np.array([share if kind_of(row) == "moved" else 1.0 for row in rows])
+
+
+def model(x: Array, good: Array, error: Array, signs: Array, mass: Array) -> dict[str, Any]:
     """Both models, as they are shipped. error: log of the error over the fixed scan's edge, NaN where it is not known."""
     by, known = scaled(x), np.isfinite(error)
     z = held(x, by)
-    weight, bias = logistic(z, good, signs)
-    slope, constant = linear(z[known], error[known], signs)
+    weight, bias = logistic(z, good, signs, mass)
+    slope, constant = linear(z[known], error[known], signs, mass[known])
     rest = np.abs(z[known] @ slope + constant - error[known])
 
     def part(weights: Array) -> dict[str, dict[str, float]]:
@@ -153,16 +170,17 @@ def main() -> None:
     errors = [off(row, pairs, counts) for row in rows]
     error = np.array([math.nan if e is None else math.log(max(e / row["edge"], 1e-3)) for e, row in zip(errors, rows, strict=True)])
     signs = np.array([clue.sign for clue in CLUES.values()])
-    chance, guess, inside = left_out(rows, x, good, error, signs)
+    mass = masses(rows)
+    chance, guess, inside = left_out(rows, x, good, error, signs, mass)
     status = np.where(chance < FAIL_AT, FAIL, np.where(chance < PASS_AT, WARN, PASS))
     for row, p, s in zip(rows, chance, status, strict=True):
         row |= {"probability": float(p), "status": str(s)}
-    text = report(rows, chance, status, good, error, guess, inside)
+    text = report(rows, chance, status, good, error, guess, inside, mass)
     (given.output / "table.md").write_text(text, encoding="utf-8")
     (given.output / "judged.jsonl").write_text("".join(json.dumps({**row, "groups": sorted(row["groups"])}) + "\n" for row in rows),
                                                encoding="utf-8")
-    diagram(chance, good, given.output / "reliability.png")
-    final = {"cases": len(rows), **model(x, good, error, signs)}
+    diagram(chance, good, mass, given.output / "reliability.png")
+    final = {"cases": len(rows), **model(x, good, error, signs, mass)}
     for path in [given.output / "verdict.json", *([MODEL] if given.ship else [])]:
         path.write_text(json.dumps(final, indent=1) + "\n", encoding="utf-8")
     print(text)
@@ -179,13 +197,13 @@ def best_of(path: Path | None) -> dict[str, float]:
     return best
 
 
-def left_out(rows: list[dict[str, Any]], x: Array, good: Array, error: Array, signs: Array) -> tuple[Array, Array, Array]:
+def left_out(rows: list[dict[str, Any]], x: Array, good: Array, error: Array, signs: Array, mass: Array) -> tuple[Array, Array, Array]:
     """Of every case the probability, the log error and its half width, by models that saw none of its groups (the mean of two, where it
     is of two)."""
     odds, guess, width, count = (np.zeros(len(rows)) for _ in range(4))
     for group in sorted(set.union(*(row["groups"] for row in rows))):
         out = np.array([group in row["groups"] for row in rows])
-        one = model(x[~out], good[~out], error[~out], signs)
+        one = model(x[~out], good[~out], error[~out], signs, mass[~out])
         odds[out] += said(one, "success", x[out])
         guess[out] += said(one, "error", x[out])
         width[out] += one["error"]["spread"]
@@ -194,15 +212,15 @@ def left_out(rows: list[dict[str, Any]], x: Array, good: Array, error: Array, si
 
 
 def report(rows: list[dict[str, Any]], chance: Array, status: NDArray[np.str_], good: Array, error: Array, guess: Array,
-           width: Array) -> str:
-    kinds = ["moved" if row["kind"] == "related" and row.get("start") == "given" else row["kind"] for row in rows]
+           width: Array, mass: Array) -> str:
+    kinds = [kind_of(row) for row in rows]
     lines = [f"{len(rows)} cases ({', '.join(f'{n} {k}' for k, n in Counter(kinds).most_common())}), {int((1 - good).sum())} of them bad, "
              "all judged by models that saw nothing of their groups.", "",
              "| cases | good | PASS | WARN | FAIL | bad | PASS | WARN | FAIL | bad among PASS, 95 % bound | good that FAIL |",
              "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
     groups = sorted({name for row in rows for name in row["groups"] if row["kind"] not in ("wrong", "hopeless")})
     parts = [("all", np.ones(len(rows), bool)),
-             *((k, np.array([kind == k for kind in kinds])) for k in ("plain", "turned", "related", "moved", "wrong", "hopeless") if k in kinds),
+             *((k, np.array([kind == k for kind in kinds])) for k in KINDS if k in kinds),
              *((g, np.array([g in row["groups"] and row["kind"] not in ("wrong", "hopeless") for row in rows])) for g in groups)]
     for name, which in parts:
         numbers = [[int((which & (good == side) & (status == s)).sum()) for s in (PASS, WARN, FAIL)] for side in (1, 0)]
@@ -211,12 +229,13 @@ def report(rows: list[dict[str, Any]], chance: Array, status: NDArray[np.str_], 
         share = f"{bp}/{passed} ({100 * bound(bp, passed):.1f} %)" if passed else "–"
         failing = f"{100 * gf / right:.1f} % ({100 * bound(gf, right):.1f} %)" if right else "–"
         lines.append(f"| {name} | {right} | {gp} | {gw} | {gf} | {wrong} | {bp} | {bw} | {bf} | {share} | {failing} |")
-    lines += ["", "| probability said | cases | mean said | right | off |", "|---|---:|---:|---:|---:|"]
+    lines += ["", "| probability said | cases | weight | mean said | right | off |", "|---|---:|---:|---:|---:|---:|"]
     for low, high in pairwise(EDGES):
         some = (chance >= low) & (chance < high if high < 1 else chance <= 1)
         if some.any():
-            said, right = chance[some].mean(), good[some].mean()
-            lines.append(f"| {low:g}–{high:g} | {int(some.sum())} | {said:.3f} | {right:.3f} | {right - said:+.3f} |")
+            weight = mass[some].sum()
+            said, right = (float((values * mass)[some].sum() / weight) for values in (chance, good))
+            lines.append(f"| {low:g}–{high:g} | {int(some.sum())} | {weight:.0f} | {said:.3f} | {right:.3f} | {right - said:+.3f} |")
     known = np.isfinite(error)
     rest = error[known] - guess[known]
     factor, share = math.exp(float(np.median(np.abs(rest)))), float((np.abs(rest) <= width[known]).mean())
@@ -225,8 +244,8 @@ def report(rows: list[dict[str, Any]], chance: Array, status: NDArray[np.str_], 
     return "\n".join(lines) + "\n"
 
 
-def diagram(chance: Array, good: Array, path: Path) -> None:
-    """Share of right maps against the probability said."""
+def diagram(chance: Array, good: Array, mass: Array, path: Path) -> None:
+    """Share of right maps against the probability said, by weight, with 95 % intervals of as many cases as weigh the same."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -238,12 +257,13 @@ def diagram(chance: Array, good: Array, path: Path) -> None:
     for low, high in pairwise(EDGES):
         some = (chance >= low) & (chance < high if high < 1 else chance <= 1)
         if some.any():
-            n, k = int(some.sum()), int(good[some].sum())
+            n = mass[some].sum() ** 2 / (mass[some] ** 2).sum()
+            k = n * float(np.average(good[some], weights=mass[some]))
             ends = [beta.ppf(0.025, k, n - k + 1) if k else 0.0, beta.ppf(0.975, k + 1, n - k) if k < n else 1.0]
-            middle = float(chance[some].mean())
+            middle = float(np.average(chance[some], weights=mass[some]))
             axes.plot([middle, middle], [float(end) for end in ends], color="tab:blue", lw=1)
             axes.plot(middle, k / n, "o", color="tab:blue")
-            axes.annotate(str(n), (middle, k / n), textcoords="offset points", xytext=(6, -4), fontsize=8)
+            axes.annotate(str(int(some.sum())), (middle, k / n), textcoords="offset points", xytext=(6, -4), fontsize=8)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability said", ylabel="share of right maps", aspect="equal")
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -126,13 +126,24 @@ def test_models_judge_what_they_have_not_seen():
     good = np.array([0.0 if row["bad"] else 1.0 for row in made])
     signs = np.array([clue.sign for clue in CLUES.values()])
     error = np.where(good > 0, np.log(3 / 200), np.nan)
-    chance, guess, width = fit.left_out(made, x, good, error, signs)
+    chance, guess, width = fit.left_out(made, x, good, error, signs, fit.masses(made))
     assert chance[good > 0].min() > 0.5 > chance[good == 0].max()
     assert np.allclose(np.exp(guess[good > 0]) * 200, 3, rtol=0.05) and (width >= 0).all()
-    model = fit.model(x, good, error, signs)
+    model = fit.model(x, good, error, signs, np.ones(len(x)))
     assert all(term["weight"] * CLUES[name].sign >= 0 for name, term in model["success"]["terms"].items())
     odds = fit.said(model, "success", x)
     assert np.corrcoef(odds, good)[0, 1] > 0.9
+
+
+def test_moved_maps_do_not_outweigh_the_others():
+    made = [{"kind": kind, "start": start} for kind, start, n in (("related", "begun", 5), ("related", "given", 40), ("wrong", "bare", 3))
+            for _ in range(n)]
+    mass = fit.masses(made)
+    assert mass[:5].sum() == pytest.approx(mass[5:45].sum()) == 5 and mass[45:].tolist() == [1, 1, 1]
+    assert fit.masses(made[:8]).tolist() == [1] * 8  # fewer than the others
+    x, good = np.array([[1.0], [1.0], [-1.0]]), np.array([1.0, 0.0, 0.0])
+    heavy, light = (fit.logistic(x, good, np.array([1]), np.array([1.0, w, 1.0])) for w in (10.0, 0.1))
+    assert heavy[0][0] + heavy[1] < 0 < light[0][0] + light[1]
 
 
 def test_upper_bounds_of_shares():
@@ -146,8 +157,8 @@ def test_the_table_counts_every_case(tmp_path):
     chance = np.where(good > 0, 0.95, 0.1)
     status = np.where(good > 0, "PASS", "FAIL")
     log = np.full(60, np.log(0.01))
-    text = fit.report(made, chance, status, good, log, log, np.ones(60))
+    text = fit.report(made, chance, status, good, log, log, np.ones(60), np.ones(60))
     right = int(good.sum())
     assert f"| all | {right} | {right} | 0 | 0 | {60 - right} | 0 | 0 | {60 - right} |" in text
-    fit.diagram(chance, good, tmp_path / "d.png")
+    fit.diagram(chance, good, np.ones(60), tmp_path / "d.png")
     assert (tmp_path / "d.png").stat().st_size > 1000
