@@ -246,10 +246,11 @@ def summary(result: Registration, folder: Path) -> list[str]:
     lines.append(f"verdict     {said.status}: right with a probability of {said.probability:.2f}")
     if said.expected_tre_mm is not None and said.likely_tre_mm is not None:
         low, high = said.likely_tre_mm
-        lines.append(f"error       {said.expected_tre_mm:.2g} mm expected, {low:.2g} to {high:.2g} in nine of ten cases, differences "
+        lines.append(f"error       {said.expected_tre_mm:.2g} mm expected, {low:.2g} to {high:.2g} in about nine of ten cases, differences "
                      "between people included")
     if result.settings.expected_error:
-        lines.append(f"error map   {folder / 'expected_error.nii.gz'}")
+        empty = " (empty: of a failed map no error is expected)" if said.status == FAIL else ""
+        lines.append(f"error map   {folder / 'expected_error.nii.gz'}{empty}")
     lines += [f"because     {reason}" for reason in said.reasons]
     return [*lines, f"written to  {folder}", f"picture     {folder / 'overlay.png'}", f"report      {folder / PAGE}"]
 
@@ -263,6 +264,8 @@ def remarks(result: Registration) -> list[str]:
 def failed(result: Registration) -> list[str]:
     """That the result is not to be trusted, the first reason, and what can be done, in plain words."""
     reason = next(iter(result.verdict.reasons), "little speaks for this map")
-    return [f"this registration is not to be trusted: {reason}; the files were written all the same (exit code {EXIT_FAIL})",
+    said = f"right with a probability of {result.verdict.probability:.2f}"
+    return [f"FAIL: this registration is not to be used ({said}): {reason}; the files "
+            f"were written all the same (exit code {EXIT_FAIL})",
             "are both scans of the same part of the body? If so: regkit doctor looks at their headers, masks show what counts, and --start "
             "takes a transform from elsewhere"]

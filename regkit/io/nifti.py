@@ -154,7 +154,7 @@ def _check_shape(shape: tuple[int, ...], where: str) -> None:
 
 def check_size(need: int, have: int, where: str) -> None:
     if have < need:
-        raise FormatError(f"{where} is truncated: its header promises {need} bytes of voxels and {max(have, 0)} are there; "
+        raise FormatError(f"{where} is truncated: its header promises {need} bytes of voxels and {max(have, 0)} at most are there; "
                           "fetch or export the file again")
 
 

@@ -139,7 +139,8 @@ def _read_itk(path: Path, where: str) -> Any:
 def _check_text(path: Path, where: str) -> None:
     """Raise FormatError where a text file lacks numbers, before ITK looks at it: what it cannot read it takes for the identity, and what is
     not there it takes from beyond the end of what is, without a word or dying of it."""
-    kind, needed = "", dict.fromkeys(_NUMBERS, 0)  # how many numbers are still to come, at least
+    kind = ""
+    needed: dict[str, int | None] = {name: 0 for name in _NUMBERS}  # how many numbers are still to come, at least
     for line in [*path.read_text(encoding="latin-1").splitlines(), "Transform:"]:
         name, _, stated = line.partition(":")
         name = name.strip()

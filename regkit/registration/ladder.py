@@ -30,8 +30,8 @@ def climb(ground: Ground, settings: Settings, tell: Callable[[str, float], None]
             break
     if len(tried) == 1:
         if first.levels:
-            first.outcome.notes.append("the result failed, and all there is to try was tried before it: every start, and all shifts of "
-                                       "many rotations")
+            first.outcome.notes.append("the result failed; what is tried after a failure had been tried before it: every start, and all "
+                                       "shifts of many rotations")
         return first, tried if first.levels else []
     kept = "kept what came first" if best is first else f"kept what came of {tried[-1]['what']}" if best is one else "kept the best of them"
     best.outcome.notes.append(f"the first result failed (probability {first.verdict.probability:.2f}); tried again with "
@@ -53,7 +53,7 @@ def rungs(first: Attempt) -> Iterator[tuple[str, Settings, bool]]:
         yield "similarity auto", replace(anywhere, similarity="auto"), False
     if settings.start == "auto" and settings.similarity == "auto" and any(SHY in note for note in first.outcome.notes):
         return  # it has looked everywhere by itself
-    yield "a wider search by another measure", replace(anywhere, similarity="mind", seed=settings.seed + 1), True
+    yield "a wider search", replace(anywhere, similarity="mind", seed=settings.seed + 1), True
 
 
 def _told(one: Attempt, what: str) -> dict[str, Any]:

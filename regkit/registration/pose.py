@@ -82,8 +82,8 @@ def choose(poses: Poses, outcome: Outcome) -> tuple[Tensor, float]:
         else:
             header = torch.eye(maps.shape[-1], dtype=maps.dtype, device=maps.device)[None]
             degrees = math.degrees(float(angle_between(maps[win: win + 1], header)))
-            outcome.notes.append(f"the scans lie turned by {degrees:.0f}° against their headers: so MIND scores {float(judged[win]):.3f}, "
-                                 f"in the headers' orientation {float(judged[home]):.3f}")
+            outcome.notes.append(f"the coarse pose turns by {degrees:.0f}° against the headers' orientation, in which MIND scores "
+                                 f"{float(judged[home]):.3f} instead of {float(judged[win]):.3f}")
     return maps[win: win + 1], float(judged[win])
 
 

@@ -72,7 +72,7 @@ _TURNED = "turned far away, the scans agree in structure {} (MIND {:.2f}, here {
 
 
 def _null(e: Mapping[str, float]) -> str:
-    here = e["mind"] * e["mind_share"] ** 0.5
+    here = _here(e)
     return _TURNED.format("better" if e["null_mind"] < 0 else "hardly less", here - e["null_mind"], here)
 
 
@@ -93,7 +93,8 @@ CLUES = {
                           lambda e: f"small blocks fit best {e['blocks_median'] * e['mm']:.2g} mm beside where the map puts them"),
     "blocks_alike": Clue(lambda e: e["blocks_alike"], 1,
                          lambda e: f"small blocks look little alike where they fit best (correlation {e['blocks_alike']:.2f})"),
-    "return": Clue(_log("return", 0.003), -1, lambda e: f"refined anew from close by, the map ends {_mm(e, 'return')} away"),
+    "return": Clue(_log("return", 0.003), -1,
+                   lambda e: f"refined anew from close by, it ends {_mm(e, 'return')} from this map, and not at it"),
     "ways": Clue(_log("ways", 0.001), -1, lambda e: f"from fixed to moving and back, refinement disagrees by {_mm(e, 'ways')}"),
     "stay": Clue(lambda e: math.log(max(e["stay_mind"], e["stay_ngf"], 0.002)), -1,
                  lambda e: f"other measures would move the map by {max(e['stay_mind'], e['stay_ngf']) * e['half_edge_mm']:.2g} mm"),
@@ -138,11 +139,11 @@ def judge(evidence: Mapping[str, float], findings: list[str], hopeless: bool) ->
     status = FAIL if probability < model["fail"] else WARN if probability < model["pass"] or findings or mirrored else PASS
     if status == PASS:
         reasons = [f"small blocks of both scans, structure and edges agree on this pose, and no other of those tried comes near "
-                   f"(MIND {evidence['mind']:.2f}, elsewhere {_elsewhere(evidence):.2f} at most)"]
+                   f"(MIND score {_here(evidence):.2f}, elsewhere {_here(evidence) - evidence['null_mind']:.2f} at most)"]
     low, middle, high = (float(f"{math.exp(log + sign * spread):.3g}") for sign in (-1, 0, 1))
     told = (None, None) if status == FAIL else (middle, (low, high))
     return Verdict(status, round(probability, 4), *told, tuple([*findings, *reasons]))
 
 
-def _elsewhere(e: Mapping[str, float]) -> float:
-    return e["mind"] * e["mind_share"] ** 0.5 - e["null_mind"]
+def _here(e: Mapping[str, float]) -> float:
+    return e["mind"] * e["mind_share"] ** 0.5

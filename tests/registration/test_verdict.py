@@ -144,7 +144,7 @@ def test_of_attempts_that_all_fail_the_best_is_kept(monkeypatch, heads):
     monkeypatch.setattr(ladder, "attempt", attempt)
     result = regkit.align(heads[2], heads[2], start="mass", similarity="ncc")
     assert result.verdict.probability == 0.2 and len(result.trace["attempts"]) == 4
-    assert result.trace["attempts"][-1]["what"] == "a wider search by another measure"
+    assert result.trace["attempts"][-1]["what"] == "a wider search"
 
 
 def test_what_was_not_to_be_refined_is_not_tried_again(ndim, heads, noise):
