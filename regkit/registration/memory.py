@@ -26,6 +26,8 @@ WALK = 60_000_000  # comparing, whatever the scans; and again drawing
 CANVAS = {"auto": (730.0, 1000.0), "mind": (470.0, 730.0), "ngf": (205.0, 370.0), "": (100.0, 150.0)}  # for each voxel of the finest
 # canvas, by measure, on one thread and on several; auto may choose lncc+mind, the dearest. In 2D a third: MIND has 4 channels and not 12
 CHEAPEST = "ngf"  # that auto may choose, alone or beside lncc
+BETWEEN = 0.35  # of the way from the cheapest measure to the dearest lies what is foretold of auto: within a quarter of both, and nearer to
+# edges, which it mostly takes
 WIDER = 0.1  # of a voxel, that one counts which only the larger scan's canvas has: scans are compared where both are
 BENT = 150.0  # more, where the affine map is bent
 LEFT = 0.25  # of what comparing took, which the system has not got back when the result is drawn
@@ -37,24 +39,29 @@ LEAST = {2: 10_000, 3: 40_000}  # voxels of a canvas below which it is not made 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a registration will take in bytes, and what it may; least: what it takes where `auto` chooses its cheapest measure, while
-    `predicted` is for the dearest; most: voxels of a canvas; notes: what was done about it."""
+    """What a registration will take in bytes, and what it may. least and worst: where `auto` chooses its cheapest measure, and its
+    dearest, by which the limit is kept; predicted: between them. most: voxels of a canvas; notes: what was done about it."""
 
-    predicted: int
     least: int
+    worst: int
     limit: int | None
     most: int
     notes: tuple[str, ...] = ()
     lowered: bool = False
 
+    @property
+    def predicted(self) -> int:
+        return int(self.least + BETWEEN * (self.worst - self.least))
+
     def as_dict(self) -> dict[str, int | bool | None]:
         """The numbers, for the record."""
-        return {"predicted": self.predicted, "least": self.least, "limit": self.limit, "canvas_voxels": self.most, "lowered": self.lowered}
+        return {**{name: getattr(self, name) for name in ("predicted", "least", "worst", "limit")}, "canvas_voxels": self.most,
+                "lowered": self.lowered}
 
 
 def predicted(fixed: Footprint, moving: Footprint, settings: Settings, masks: tuple[Footprint | None, ...] = (),
               most: int | None = None) -> int:
-    """Peak of `regkit register` in bytes. most: voxels of a canvas, see `pyramid.MOST`."""
+    """Peak of `regkit register` in bytes; of `auto` where it chooses its dearest measure. most: voxels of a canvas, see `pyramid.MOST`."""
     scans, d = (fixed, moving), fixed.grid.ndim
     given = [mask for mask in masks if mask is not None]
     held = sum(scan.held + (0 if scan.narrow else scan.voxels * 4 * (scan.channels > 1 or scan.itemsize > 4)) for scan in scans)
@@ -121,15 +128,15 @@ def plan(fixed: Footprint, moving: Footprint, settings: Settings, masks: tuple[F
     cheapest = replace(settings, similarity=CHEAPEST) if settings.similarity == "auto" else settings
     least = predicted(fixed, moving, cheapest, masks)
     if not limit or full <= limit:
-        return Plan(full, least, limit or None, most)
+        return Plan(least, full, limit or None, most)
     for bound in _coarser(most, LEAST[fixed.grid.ndim]):
         need = predicted(fixed, moving, settings, masks, bound)
         if need <= limit:
             note = (f"memory: at full resolution it would take about {size(full)}, and {size(limit)} are there; canvases have at most "
                     f"{bound:,} voxels, with which it takes about {size(need)}")
-            return Plan(need, predicted(fixed, moving, cheapest, masks, bound), limit, bound, (note,), True)
+            return Plan(predicted(fixed, moving, cheapest, masks, bound), need, limit, bound, (note,), True)
     if asked is None and need <= MARGIN * limit:
-        return Plan(full, least, limit, most, (f"memory: it may take about {size(full)}, and {size(limit)} are there",))
+        return Plan(least, full, limit, most, (f"memory: it may take about {size(full)}, and {size(limit)} are there",))
     raise OptionError(f"max-memory: this pair takes about {size(full)}, at the coarsest resolution {size(need)}, and {size(limit)} are "
                       f"{'there' if asked is None else 'allowed'}; give --max-memory {math.ceil(need / 1e8) / 10:.1f}G where there is as "
                       "much, or scans of fewer voxels (cropped, or resampled)")
