@@ -1,9 +1,6 @@
 """The verdict's calibration: cases can be made again, truths are what they say, models keep their signs, bounds are bounds."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,26 +8,13 @@ import torch
 
 import regkit
 from regkit.registration.verdict import CLUES
+from tests.pipelines.conftest import PIPELINES, scripts
 from tests.registration.conftest import heads  # noqa: F401
 
-FOLDER = Path(__file__).parents[2] / "pipelines" / "calibrate_verdict"
+FOLDER = PIPELINES / "calibrate_verdict"
 NAMES = ("cases", "run", "fit")
 
-
-def _load():
-    """The pipeline's modules, which are scripts beside each other; other pipelines have modules of the same names."""
-    others = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return [importlib.import_module(name) for name in NAMES]
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in NAMES:
-            sys.modules.pop(name, None)
-        sys.modules.update(others)
-
-
-cases, calibrate, fit = _load()
+cases, calibrate, fit = scripts(FOLDER, NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-FOLDER = Path(__file__).parents[2] / "pipelines" / "fuzz"
+from tests.pipelines.conftest import PIPELINES, scripts
+
+FOLDER = PIPELINES / "fuzz"
 NAMES = ("seeds", "changes", "bombs", "fixed", "recipes", "oracles", "images", "tables", "worker", "judge", "run")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes and memory are watched as Linux does it")
 
-
-def _load():
-    """The pipeline's modules, which are scripts beside each other; other pipelines have modules of the same names."""
-    others = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return [importlib.import_module(name) for name in NAMES]
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in NAMES:
-            sys.modules.pop(name, None)
-        sys.modules.update(others)
-
-
-seeds, changes, bombs, fixed, recipes, oracles, images, tables, worker, judge, run = _load()
+seeds, changes, bombs, fixed, recipes, oracles, images, tables, worker, judge, run = scripts(FOLDER, NAMES)
 SLOW = ("bomb nifti", "bomb mgz", "bomb nrrd gzip", "bomb mha packed", "bomb png", "bomb csv", "bomb fcsv", "bomb pairs of rows",
         "bomb pairs of one", "bomb tfm", "bomb json", "bomb weights of")
 QUICK = [one for one in fixed.RECIPES if one["door"] in ("read", "doctor")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,24 +14,12 @@ from safetensors.torch import load_file
 from scipy.interpolate import RBFInterpolator
 from torch import nn
 
-FOLDER = Path(__file__).parents[2] / "pipelines" / "stn_digits"
+from tests.pipelines.conftest import PIPELINES, scripts
+
+FOLDER = PIPELINES / "stn_digits"
 NAMES = ("data", "distort", "first", "nets", "report", "train", "run")
 
-
-def _load():
-    """The pipeline's modules, which are scripts beside each other; other pipelines have modules of the same names."""
-    others = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return [importlib.import_module(name) for name in NAMES]
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in NAMES:
-            sys.modules.pop(name, None)
-        sys.modules.update(others)
-
-
-data, distort, first, nets, report, train, run = _load()
+data, distort, first, nets, report, train, run = scripts(FOLDER, NAMES)
 every = pytest.mark.parametrize("name", list(distort.SIDES))
 
 

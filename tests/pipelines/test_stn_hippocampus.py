@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import regkit
+from tests.pipelines.conftest import PIPELINES, scripts
 
-FOLDER = Path(__file__).parents[2] / "pipelines" / "stn_hippocampus"
+FOLDER = PIPELINES / "stn_hippocampus"
 NAMES = ("scans", "nets", "train", "report", "run")
 
-
-def _load():
-    """The pipeline's modules, which are scripts beside each other; other pipelines have modules of the same names."""
-    others = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return [importlib.import_module(name) for name in NAMES]
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in NAMES:
-            sys.modules.pop(name, None)
-        sys.modules.update(others)
-
-
-scans, nets, train, report, run = _load()
+scans, nets, train, report, run = scripts(FOLDER, NAMES)
 VOXELS = 16
 
 
