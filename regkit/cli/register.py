@@ -16,7 +16,7 @@ from regkit.cli.console import Console, importing
 from regkit.cli.report import PAGE, Shown, page
 from regkit.errors import GeometryError, choose
 from regkit.registration.settings import Settings
-from regkit.registration.verdict import FAIL
+from regkit.registration.verdict import FAIL, plain
 
 if TYPE_CHECKING:
     from regkit.image import Image
@@ -246,7 +246,8 @@ def summary(result: Registration, folder: Path) -> list[str]:
     lines.append(f"verdict     {said.status}: right with a probability of {said.probability:.2f}")
     if said.expected_tre_mm is not None and said.likely_tre_mm is not None:
         low, high = said.likely_tre_mm
-        lines.append(f"error       {said.expected_tre_mm:.2g} mm expected, {low:.2g} to {high:.2g} in about nine of ten cases, differences "
+        middle, low, high = map(plain, (said.expected_tre_mm, low, high))
+        lines.append(f"error       {middle} mm expected, {low} to {high} in about nine of ten cases, differences "
                      "between people included")
     if result.settings.expected_error:
         empty = " (empty: of a failed map no error is expected)" if said.status == FAIL else ""

@@ -46,7 +46,7 @@ class Verdict:
         return Verdict(record["status"], record["probability"], record["expected_tre_mm"], likely, tuple(record["reasons"]))
 
     def __str__(self) -> str:
-        error = "" if self.expected_tre_mm is None else f"; expected error {self.expected_tre_mm:.2g} mm"
+        error = "" if self.expected_tre_mm is None else f"; expected error {plain(self.expected_tre_mm)} mm"
         return f"{self.status} (right with a probability of {self.probability:.2f}{error})"
 
 
@@ -64,8 +64,13 @@ def _log(name: str, least: float) -> Callable[[Mapping[str, float]], float]:
     return lambda e: math.log(max(e[name], least))
 
 
+def plain(value: float) -> str:
+    """Two figures, and no exponent: 140, not 1.4e+02."""
+    return f"{float(f'{value:.2g}'):g}"
+
+
 def _mm(e: Mapping[str, float], name: str) -> str:
-    return f"{e[name] * e['half_edge_mm']:.2g} mm"
+    return f"{plain(e[name] * e['half_edge_mm'])} mm"
 
 
 _TURNED = "turned far away, the scans agree in structure {} (MIND {:.2f}, here {:.2f})"
@@ -90,14 +95,14 @@ CLUES = {
     "blocks_near": Clue(lambda e: e["blocks_near"], 1,
                         lambda e: f"of the blocks that are found, only {100 * e['blocks_near']:.0f} % lie where the map puts them"),
     "blocks_median": Clue(lambda e: e["blocks_median"], -1,
-                          lambda e: f"small blocks fit best {e['blocks_median'] * e['mm']:.2g} mm beside where the map puts them"),
+                          lambda e: f"small blocks fit best {plain(e['blocks_median'] * e['mm'])} mm beside where the map puts them"),
     "blocks_alike": Clue(lambda e: e["blocks_alike"], 1,
                          lambda e: f"small blocks look little alike where they fit best (correlation {e['blocks_alike']:.2f})"),
     "return": Clue(_log("return", 0.003), -1,
                    lambda e: f"refined anew from close by, it ends {_mm(e, 'return')} from this map, and not at it"),
     "ways": Clue(_log("ways", 0.001), -1, lambda e: f"from fixed to moving and back, refinement disagrees by {_mm(e, 'ways')}"),
     "stay": Clue(lambda e: math.log(max(e["stay_mind"], e["stay_ngf"], 0.002)), -1,
-                 lambda e: f"other measures would move the map by {max(e['stay_mind'], e['stay_ngf']) * e['half_edge_mm']:.2g} mm"),
+                 lambda e: f"other measures would move the map by {plain(max(e['stay_mind'], e['stay_ngf']) * e['half_edge_mm'])} mm"),
     "scale": Clue(lambda e: abs(math.log(e["scale"])), -1, lambda e: f"the map scales by {e['scale']:.2f}"),
     "shear": Clue(lambda e: math.log(e["shear"]), -1,
                   lambda e: f"the map stretches one direction {e['shear']:.2f} times as much as another"),

@@ -10,7 +10,7 @@ import regkit
 from regkit import Image, Matrix
 from regkit.registration import ladder, verdict
 from regkit.registration.settings import Settings
-from regkit.registration.verdict import CLUES, FAIL, PASS, WARN, Verdict, clues, judge
+from regkit.registration.verdict import CLUES, FAIL, PASS, WARN, Verdict, clues, judge, plain
 from tests.registration.conftest import carried, known_map
 
 
@@ -175,3 +175,8 @@ def test_the_error_is_expected_where_the_scans_differ(ndim, heads):
     error = regkit.align(fixed, fixed.with_data(bent), model="rigid").expected_error().data[0, 0]
     still, moved = (part[torch.isfinite(part)].mean() for part in (error[:half], error[half + 4:]))
     assert float(moved) > 1.2 * float(still)
+
+
+def test_millimetres_are_written_without_an_exponent():
+    assert [plain(value) for value in (0.0234, 3.14, 14.0, 138.2, 2345.0)] == ["0.023", "3.1", "14", "140", "2300"]
+    assert "expected error 140 mm" in str(Verdict("PASS", 0.95, 138.2, (40.0, 400.0), ()))
